@@ -1,0 +1,1 @@
+"""Everything Hadron is made of besides its adapters: core, diffusion, data, models, training, inference."""

@@ -1,0 +1,1 @@
+"""Noise processes, timesteps, losses and samplers. It knows nothing of models."""

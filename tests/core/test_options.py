@@ -1,0 +1,118 @@
+"""Options are declared once and read strictly."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from library.core.command_line import markdown_table, parse_command_line
+from library.core.options import Given, OptionError, convert, option, pairs, read_group
+
+
+@dataclass(kw_only=True, frozen=True)
+class Animal:
+    """An animal."""
+
+    name: str = option(help="what it is called")
+    legs: int = option(4, help="how many")
+    weight: float | None = option(None, help="in kilograms")
+    voice: Literal["bark", "meow"] = option("bark", help="what it says")
+    tame: bool = option(False, help="does it bite")
+    foods: tuple[str, ...] = option((), help="what it eats")
+
+    def check(self) -> list[str]:
+        """What is wrong."""
+        return [] if self.legs >= 0 else [f"--legs {self.legs}: must not be negative"]
+
+
+def parse(*argv: str, refuse: dict[str, str] | None = None) -> Animal:
+    return parse_command_line([Animal], argv, prog="test", about="test", refuse=refuse)[Animal]
+
+
+def problems(*argv: str, refuse: dict[str, str] | None = None) -> list[str]:
+    with pytest.raises(OptionError) as caught:
+        parse(*argv, refuse=refuse)
+    return caught.value.problems
+
+
+def test_values_take_the_declared_types() -> None:
+    animal = parse("--name", "Rex", "--legs", "3", "--weight", "1e1", "--voice", "meow", "--tame", "--foods", "meat", "fish")
+    assert animal == Animal(name="Rex", legs=3, weight=10.0, voice="meow", tame=True, foods=("meat", "fish"))
+
+
+def test_every_mistake_is_reported_at_once() -> None:
+    found = problems("--legz", "3", "--weight", "heavy", "--voice", "moo")
+    assert found[0] == "unknown option '--legz'; did you mean '--legs'?"
+    assert "--weight: 'heavy' is not a number" in found
+    assert any(line.startswith("--voice: unknown choice 'moo'") for line in found)
+    assert any(line.startswith("--name is required") for line in found)
+
+
+def test_a_check_of_the_group_is_an_error() -> None:
+    assert problems("--name", "Rex", "--legs", "-1") == ["--legs -1: must not be negative"]
+
+
+def test_a_refused_option_says_what_to_use() -> None:
+    assert problems("--name", "Rex", "--fur", "long", refuse={"fur": "retired: use --voice"}) == ["--fur: retired: use --voice"]
+
+
+def test_options_are_not_abbreviated() -> None:
+    assert problems("--name", "Rex", "--leg", "3")[0].startswith("unknown option '--leg'")
+
+
+def test_config_file_stands_below_the_command_line(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('[one]\nname = "Rex"\nlegs = 3\n[two]\ntame = true\nfoods = ["meat"]\n')
+    animal = parse("--config_file", str(config), "--legs", "2", "--no-tame")
+    assert animal == Animal(name="Rex", legs=2, tame=False, foods=("meat",))
+
+
+def test_config_file_mistakes_name_file_line_and_nearest(tmp_path: Path) -> None:
+    config = tmp_path / "config.toml"
+    config.write_text('name = "Rex"\n\nlegz = 3\nweight = "heavy"\n')
+    found = problems("--config_file", str(config))
+    assert f"{config} line 3 (legz): unknown option 'legz'; did you mean 'legs'?" in found
+    assert f"{config} line 4 (weight): 'heavy' is not a number" in found
+
+
+@pytest.mark.parametrize(("text", "message"), [("a = ", "config.toml"), (None, "no such file")])
+def test_config_file_that_cannot_be_read_is_named(tmp_path: Path, text: str | None, message: str) -> None:
+    config = tmp_path / "config.toml"
+    if text is not None:
+        config.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        parse("--config_file", str(config))
+
+
+@pytest.mark.parametrize(("value", "kind", "expected"), [
+    ("True", bool, True), ("off", bool, False), ("1e-4", float, 1e-4), ("none", int | None, None), ("[1, 2]", tuple[int, ...], (1, 2)),
+    ("1,2", tuple[int, int], (1, 2)), (["a"], tuple[str, ...], ("a",)), ("[r'a{1,2}']", tuple[str, ...], ("a{1,2}",)), (3, float, 3.0),
+    ("512,768", int | tuple[int, int], (512, 768)), ("512", int | tuple[int, int], 512),
+])  # fmt: skip
+def test_convert(value: object, kind: object, expected: object) -> None:
+    assert convert(value, kind, "x") == expected
+
+
+@pytest.mark.parametrize(("value", "kind"), [
+    ("maybe", bool), (1.5, int), (True, int), (True, float), ("nan", float), (3, str), ("1,2,3", tuple[int, int]), ("x", int | None),
+])  # fmt: skip
+def test_convert_refuses(value: object, kind: object) -> None:
+    with pytest.raises(OptionError, match="^here: "):
+        convert(value, kind, "here")
+
+
+def test_pairs_split_at_the_first_equals_sign() -> None:
+    assert pairs(["a=b=c"], "--args") == [Given("a", "b=c", "--args a")]
+    with pytest.raises(OptionError, match="--args: 'ab' is not of the form key=value"):
+        pairs(["ab"], "--args")
+
+
+def test_read_group_gives_advice_for_names_of_another_place() -> None:
+    with pytest.raises(OptionError, match="fur: belongs to the coat"):
+        read_group(Animal, pairs(["name=Rex", "fur=long"], "--args"), elsewhere={"fur": "belongs to the coat"})
+
+
+def test_docs_table_holds_every_option() -> None:
+    table = markdown_table([Animal])
+    assert "| `--legs` | whole number | 4 | how many |" in table and "bark\\|meow" in table and "required" in table
