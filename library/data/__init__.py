@@ -1,0 +1,1 @@
+"""Dataset files, images, buckets, captions, caches and the order of batches."""

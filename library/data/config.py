@@ -1,0 +1,265 @@
+"""From a dataset file, or folders named by convention, to datasets whose every option is settled.
+
+Which value wins: subset > dataset > general > command line > default. All mistakes are reported together.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from library.core.command_line import read_toml
+from library.core.log import get_logger
+from library.core.options import Given, OptionError, convert
+from library.core.spelling import nearest, unknown
+from library.data.options import (
+    COMMAND_LINE_NAMES,
+    LEVELS,
+    NOT_YET,
+    ONLY_ON_COMMAND_LINE,
+    DataOptions,
+    DatasetOptions,
+    SubsetOptions,
+    dataset_keys,
+    levels,
+    limit_problem,
+)
+from library.data.places import Places, Table
+
+logger = get_logger(__name__)
+KEYS = dataset_keys()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """One dataset with its subsets, every option settled."""
+
+    options: DatasetOptions
+    subsets: tuple[SubsetOptions, ...]
+    where: Mapping[str, str]  # key of the dataset -> the place that gave it, for messages
+
+
+def read_datasets(options: DataOptions, default_resolution: int) -> list[Dataset]:
+    """The datasets that the options name. Raises `OptionError` with every mistake of the dataset file, or of the folders."""
+    if options.dataset_config is not None:
+        for name in ("train_data_dir", "reg_data_dir"):
+            if getattr(options, name) is not None:
+                logger.warning("--%s is not used: --dataset_config names the folders", name)
+        return _read_file(options.dataset_config, options, default_resolution)
+    if options.train_data_dir is None:
+        raise OptionError(["no images to train with; give --dataset_config FILE, or --train_data_dir FOLDER"])
+    return [_from_folders(options, default_resolution)]
+
+
+# The dataset file
+
+
+def _read_file(path: Path, options: DataOptions, default_resolution: int) -> list[Dataset]:
+    table, text = _load(path)
+    reader = _Reader(path, Places(text))
+    general = reader.read_table(table.get("general") or {}, ("general",), "general")
+    reader.check_top(table)
+    base = _command_line_values(options, default_resolution) | general
+    datasets = [reader.read_dataset(entry, index, base) for index, entry in enumerate(reader.tables(table, "datasets", ()))]
+    if not datasets and not reader.problems:
+        reader.problems.append(f"{path}: has no [[datasets]]; add one, with a [[datasets.subsets]] that names an image_dir")
+    if reader.problems:
+        raise OptionError(dict.fromkeys(reader.problems))
+    return [dataset for dataset in datasets if dataset is not None]
+
+
+def _load(path: Path) -> tuple[dict[str, Any], str]:
+    if path.suffix.lower() != ".json":
+        return read_toml(path, "--dataset_config")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        table = json.loads(text)
+    except FileNotFoundError:
+        raise OptionError([f"--dataset_config {path}: no such file"]) from None
+    except (OSError, ValueError) as error:
+        raise OptionError([f"--dataset_config {path}: {error}"]) from None
+    if not isinstance(table, dict):
+        raise OptionError([f"--dataset_config {path}: must hold an object with 'general' and 'datasets'"])
+    return table, text
+
+
+class _Reader:
+    """Reads the tables of one file and collects what is wrong with them."""
+
+    def __init__(self, path: Path, places: Places) -> None:
+        self.path, self.places = path, places
+        self.problems: list[str] = []
+
+    def check_top(self, table: Mapping[str, Any]) -> None:
+        for name in table:
+            if name not in ("general", "datasets"):
+                where = f"{self.path}{self.places.line((), name)}"
+                if name in KEYS:
+                    self.problems.append(f"{where}: '{name}' stands outside of every table; it is allowed in {_level_names(name)}")
+                else:
+                    self.problems.append(f"{where}: {unknown(name, ['general', 'datasets'], 'table')}")
+
+    def tables(self, table: Mapping[str, Any], name: str, place: Table) -> list[Any]:
+        """The list of tables under `name`; a single table is a mistake of brackets."""
+        entries = table.get(name, [])
+        if not isinstance(entries, list):
+            header = LEVELS[name]
+            self.problems.append(
+                f"{self.path}{self.places.line(place, name)}: '{name}' must be a list of tables; write {header}, in two brackets"
+            )
+            return []
+        return entries
+
+    def read_dataset(self, table: Any, index: int, base: dict[str, Given]) -> Dataset | None:
+        """One dataset and its subsets over the values of the wider levels; None where something is wrong with it."""
+        before = len(self.problems)
+        place: Table = ("datasets", index)
+        values = base | self.read_table(table, place, "datasets")
+        subset_tables = self.tables(table, "subsets", place) if isinstance(table, dict) else []
+        given = [self.read_table(entry, (*place, number), "subsets") for number, entry in enumerate(subset_tables)]
+        where = f"{self.path}{self.places.line(place)} ([[datasets]] {index + 1})"
+        if not given and len(self.problems) == before:
+            self.problems.append(f"{where}: has no [[datasets.subsets]]; add one that names an image_dir")
+        for number, subset in enumerate(given):
+            if "image_dir" not in subset and not self._at(("datasets", index, number), "image_dir"):
+                header = self.place_name((*place, number))
+                self.problems.append(f"{header}: image_dir is required: {KEYS['image_dir'].help}")
+        if len(self.problems) > before:
+            return None
+        subsets = [_build(SubsetOptions, values | subset) for subset in given]
+        return Dataset(
+            options=_build(DatasetOptions, values),
+            subsets=_without_twins(subsets, where),
+            where={key: item.where for key, item in values.items()},
+        )
+
+    def read_table(self, table: Any, place: Table, level: str) -> dict[str, Given]:
+        """The checked values of one table, by key."""
+        if not isinstance(table, dict):
+            self.problems.append(f"{self.place_name(place)}: must be a table of keys and values, not {table!r}")
+            return {}
+        values = {}
+        for key, value in table.items():
+            if key == "subsets" and level == "datasets":
+                continue
+            where = self.place_name(place, key)
+            problem = _key_problem(key, value, level)
+            if problem:
+                self.problems.append(f"{where}: {problem}")
+            elif key in KEYS and value is not None:
+                self._convert_into(values, key, value, where)
+        return values
+
+    def place_name(self, place: Table, key: str = "") -> str:
+        """`data.toml line 7 ([[datasets.subsets]] 1.2)`: the file, the line where it can be told, and the table."""
+        level = "subsets" if len(place) == 3 else str(place[0])
+        numbers = ".".join(str(int(number) + 1) for number in place[1:])
+        return f"{self.path}{self.places.line(place, key)} ({LEVELS[level]}{' ' + numbers if numbers else ''})"
+
+    def _convert_into(self, values: dict[str, Given], key: str, value: Any, where: str) -> None:
+        where = f"{where}: {key}"
+        try:
+            converted = convert(value, KEYS[key].kind, where)
+        except OptionError as error:
+            self.problems += error.problems
+            return
+        problem = limit_problem(key, converted)
+        if problem:
+            self.problems.append(f"{where} = {value!r}: {problem}")
+        else:
+            values[key] = Given(key, converted, where)
+
+    def _at(self, place: Table, key: str) -> bool:
+        """Was this key's value refused already?"""
+        return any(problem.startswith(f"{self.place_name(place, key)}: {key}") for problem in self.problems)
+
+
+def _key_problem(key: str, value: Any, level: str) -> str | None:
+    """Why a key may not stand at a level, or None."""
+    if key in KEYS:
+        return None if level in levels(key) else f"'{key}' is not allowed here; it belongs in {_level_names(key)}"
+    if key in NOT_YET:
+        idle = value is None or value == NOT_YET[key]
+        return None if idle else f"'{key}' is known to sd-scripts, but not available yet in this version; remove it"
+    if key in ONLY_ON_COMMAND_LINE:
+        return f"'{key}' belongs on the command line: --{key}"
+    by_flag = {flag: name for name, flag in COMMAND_LINE_NAMES.items()}
+    near = by_flag.get(key) or nearest(key, [*KEYS, *NOT_YET])
+    if near is None:
+        return f"unknown key '{key}'"
+    allowed = f" (allowed in {_level_names(near)})" if near in KEYS else ""
+    return f"unknown key '{key}'; did you mean '{near}'{allowed}?"
+
+
+def _level_names(key: str) -> str:
+    return ", ".join(LEVELS[level] for level in levels(key))
+
+
+# Settling
+
+
+def _command_line_values(options: DataOptions, default_resolution: int) -> dict[str, Given]:
+    """The command line's values (given or default) under the names of the dataset file."""
+    values = {}
+    for key in KEYS:
+        name = COMMAND_LINE_NAMES.get(key, key)
+        if hasattr(options, name):
+            values[key] = Given(key, options.value_for(key), f"--{name}")
+    if options.resolution is None:
+        values["resolution"] = Given("resolution", default_resolution, "--resolution (the model's own)")
+    return values
+
+
+def _build(group: type, values: Mapping[str, Given]) -> Any:
+    names = {field.name for field in fields(group)}
+    return group(**{key: item.value for key, item in values.items() if key in names})
+
+
+def _without_twins(subsets: list[SubsetOptions], where: str) -> tuple[SubsetOptions, ...]:
+    """The subsets without those whose folder an earlier one has, as sd-scripts does it."""
+    kept: dict[Path, SubsetOptions] = {}
+    for subset in subsets:
+        if subset.image_dir in kept:
+            logger.warning(
+                "%s: image_dir %s is named twice; the later subset is not used (raise num_repeats instead)", where, subset.image_dir
+            )
+        else:
+            kept[subset.image_dir] = subset
+    return tuple(kept.values())
+
+
+# Folders named <repeats>_<class tokens>
+
+
+def _from_folders(options: DataOptions, default_resolution: int) -> Dataset:
+    values = _command_line_values(options, default_resolution)
+    problems: list[str] = []
+    subsets = []
+    for flag, folder, is_reg in (("--train_data_dir", options.train_data_dir, False), ("--reg_data_dir", options.reg_data_dir, True)):
+        if folder is not None:
+            for image_dir, repeats, tokens in _named_folders(flag, folder, problems):
+                own = {"image_dir": image_dir, "num_repeats": repeats, "class_tokens": tokens, "is_reg": is_reg}
+                subsets.append(_build(SubsetOptions, values | {key: Given(key, value, flag) for key, value in own.items()}))
+    if problems:
+        raise OptionError(problems)
+    return Dataset(options=_build(DatasetOptions, values), subsets=tuple(subsets), where={key: item.where for key, item in values.items()})
+
+
+def _named_folders(flag: str, folder: Path, problems: list[str]) -> list[tuple[Path, int, str]]:
+    """The folders inside `folder` whose names start with repeats, with those and the class tokens."""
+    if not folder.is_dir():
+        problems.append(f"{flag} {folder}: no such folder")
+        return []
+    found = []
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
+        repeats, _, tokens = inner.name.partition("_")
+        if repeats.isascii() and repeats.isdigit() and int(repeats) > 0:
+            found.append((inner, int(repeats), tokens))
+        else:
+            logger.warning("%s: the folder '%s' is not used; its name does not start with repeats, as 10_my token", flag, inner.name)
+    if not found:
+        problems.append(
+            f"{flag} {folder}: has no folder named <repeats>_<class tokens>; put the images into one such as {folder / '10_my token'}"
+        )
+    return found

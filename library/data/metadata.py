@@ -1,0 +1,111 @@
+"""What a trained file says of its data: the `ss_*` entries of sd-scripts about datasets, tags, folders and buckets."""
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from library.data.buckets import Placement
+from library.data.entries import ImageEntry
+from library.data.options import SubsetOptions
+
+if TYPE_CHECKING:
+    from library.data.dataset import TrainingData
+
+RUN_ENTRIES = (
+    "prior_loss_weight", "cache_latents", "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate",
+)  # fmt: skip
+FOLDER_ENTRIES = ("flip_aug", "random_crop", "shuffle_caption", "keep_tokens")
+BUCKET_ENTRIES = ("enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso")
+SUBSET_ENTRIES = (
+    "flip_aug", "random_crop", "shuffle_caption", "keep_tokens", "keep_tokens_separator", "secondary_separator", "enable_wildcard",
+    "caption_prefix", "caption_suffix", "class_tokens", "is_reg",
+)  # fmt: skip
+
+
+def dataset_metadata(data: "TrainingData") -> dict[str, str]:
+    """The entries about the data, all texts. With a dataset file `ss_datasets` holds them; without, each has its own entry."""
+    entries: dict[str, Any] = {f"ss_{name}": getattr(data.options, name) for name in RUN_ENTRIES}
+    entries["ss_cache_latents"] = data.options.caches_latents
+    entries["ss_num_train_images"] = data.num_train_images
+    entries["ss_num_validation_images"] = 0
+    entries["ss_num_reg_images"] = data.num_reg_images
+    folders = {"ss_tag_frequency": tag_frequency(data.images), "ss_dataset_dirs": folder_counts(data, is_reg=False)}
+    if data.options.dataset_config is not None:
+        described = [describe_dataset(data, index) for index in range(len(data.datasets))]
+        folders = {"ss_datasets": described, "ss_tag_frequency": folders["ss_tag_frequency"], "ss_dataset_dirs": _all_folders(data)}
+    else:
+        entries |= _single_entries(data)
+        folders |= {"ss_reg_dataset_dirs": folder_counts(data, is_reg=True), "ss_bucket_info": bucket_info(data, 0)}
+    texts = {name: str(value) for name, value in entries.items()}
+    return texts | {name: json.dumps(value) for name, value in folders.items()}
+
+
+def describe_dataset(data: "TrainingData", index: int) -> dict[str, Any]:
+    """One dataset of `ss_datasets`."""
+    options = data.datasets[index].options
+    images = [image for image in data.images if image.dataset == index]
+    return {
+        "is_dreambooth": True,
+        "batch_size_per_device": options.batch_size,
+        "num_train_images": sum(image.repeats for image in images if not image.options.is_reg),
+        "num_reg_images": sum(image.repeats for image in images if image.options.is_reg),
+        "resolution": options.size,
+        **{name: getattr(options, name) for name in BUCKET_ENTRIES},
+        "tag_frequency": tag_frequency(images),
+        "bucket_info": bucket_info(data, index),
+        "subsets": [
+            _describe_subset(subset, sum(image.subset == number for image in images))
+            for number, subset in enumerate(data.datasets[index].subsets)
+        ],
+    }
+
+
+def tag_frequency(images: list[ImageEntry]) -> dict[str, dict[str, int]]:
+    """Folder name -> tag -> how many captions have it. Captions are split at commas; tags are lower-cased."""
+    folders: dict[str, Counter[str]] = {}
+    for image in images:
+        tags = folders.setdefault(image.path.parent.name, Counter())
+        tags.update(tag for part in image.caption.replace("\n", ",").split(",") if (tag := part.strip().lower()))
+    return {name: dict(tags) for name, tags in folders.items()}
+
+
+def bucket_info(data: "TrainingData", index: int) -> dict[str, Any]:
+    """The buckets of one dataset with their uses in an epoch, and the mean error of the aspect ratio by image."""
+    buckets = {number: {"resolution": size, "count": count} for number, (size, count) in enumerate(data.bucket_counts(index).items())}
+    errors = [_ratio_error(image.placement, image.size) for image in data.images if image.dataset == index]
+    return {"buckets": buckets, "mean_img_ar_error": sum(errors) / max(1, len(errors))}
+
+
+def folder_counts(data: "TrainingData", *, is_reg: bool) -> dict[str, dict[str, int]]:
+    """Folder name -> repeats and images, of training or regularisation folders."""
+    counts: dict[str, dict[str, int]] = {}
+    for index, dataset in enumerate(data.datasets):
+        for number, subset in enumerate(dataset.subsets):
+            if subset.is_reg == is_reg:
+                images = sum(image.dataset == index and image.subset == number for image in data.images)
+                counts[subset.image_dir.name] = {"n_repeats": subset.num_repeats, "img_count": images}
+    return counts
+
+
+# Parts
+
+
+def _describe_subset(subset: SubsetOptions, images: int) -> dict[str, Any]:
+    about = {"img_count": images, "num_repeats": subset.num_repeats, "image_dir": subset.image_dir.name}
+    return about | {name: getattr(subset, name) for name in SUBSET_ENTRIES}
+
+
+def _single_entries(data: "TrainingData") -> dict[str, Any]:
+    """What a run without a dataset file says in entries of their own."""
+    options = data.datasets[0].options
+    entries = {f"ss_{name}": getattr(data.options, name) for name in FOLDER_ENTRIES}
+    entries |= {f"ss_{name}": getattr(options, name) for name in BUCKET_ENTRIES}
+    return entries | {"ss_resolution": options.size, "ss_batch_size_per_device": options.batch_size}
+
+
+def _all_folders(data: "TrainingData") -> dict[str, dict[str, int]]:
+    return folder_counts(data, is_reg=False) | folder_counts(data, is_reg=True)
+
+
+def _ratio_error(placement: Placement, size: tuple[int, int]) -> float:
+    return abs(placement.bucket[0] / placement.bucket[1] - size[0] / size[1])

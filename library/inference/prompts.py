@@ -1,0 +1,72 @@
+"""Prompt lines: `a red circle --n blurry --w 1024 --h 768 --d 1,2 --s 30 --l 7.5 --am 0.8`."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from library.core.options import Given, OptionError, option, read_group
+
+
+@dataclass(kw_only=True, frozen=True)
+class LineOptions:
+    """Options of one prompt line."""
+
+    n: str | None = option(None, help="negative prompt")
+    w: int | None = option(None, help="width in pixels")
+    h: int | None = option(None, help="height in pixels")
+    d: tuple[int, ...] = option((), help="seeds, one a picture, for example 1,2,3")
+    s: int | None = option(None, help="number of steps")
+    l: float | None = option(None, help="guidance scale")  # noqa: E741 - the line option's name
+    am: tuple[float, ...] = option((), help="strengths of the networks, the last one repeated")
+
+    def check(self) -> Iterable[str]:
+        """What is wrong: sizes or steps below one."""
+        for name in ("w", "h", "s"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"--{name} {value}: must be at least 1"
+
+
+@dataclass(kw_only=True, frozen=True)
+class PromptLine:
+    """A prompt and the options that stand behind it."""
+
+    prompt: str
+    options: LineOptions
+
+
+def parse_line(line: str, where: str) -> PromptLine:
+    """Split a prompt line at ` --name value`. Raises `OptionError` naming `where` for unknown options and bad values."""
+    text, *rest = re.split(r"(?:^|\s+)--(?=[A-Za-z])", line.strip())
+    given = []
+    for part in rest:
+        name, _, value = part.partition(" ")
+        given.append(Given(name, value.strip(), f"{where}, --{name}"))
+    return PromptLine(prompt=text.strip(), options=read_group(LineOptions, given, what="line option"))
+
+
+def read_prompt_file(path: Path) -> list[PromptLine]:
+    """The prompts of a text file, one a line; empty lines and lines that begin with # are left out.
+
+    Raises `ValueError` for a missing or non-UTF-8 file, and `OptionError` with all bad lines at once.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise ValueError(f"--from_file {path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--from_file {path}: cannot be read as UTF-8 text ({error})") from None
+    prompts, problems = [], []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        try:
+            prompts.append(parse_line(line, f"{path} line {number}"))
+        except OptionError as error:
+            problems += error.problems
+    if problems:
+        raise OptionError(problems)
+    if not prompts:
+        raise ValueError(f"--from_file {path}: holds no prompt")
+    return prompts

@@ -1,0 +1,133 @@
+"""What a model family must answer. Each folder beside this file is one family; nothing outside a folder names it.
+
+A family is a subclass of `Architecture` in `<family>/spec.py`, exported there as `ARCHITECTURE`. Trainers, networks and tools
+reach it through `architecture_named` (by name) or `architecture_of` (by the model in hand).
+"""
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from library.data.batch import Sizes, TextStates
+from library.diffusion.process import NoiseProcess
+
+Tokens = dict[str, Tensor]
+"""Token ids of a batch of captions: a family's fixed set of integer tensors, each with the batch in dimension 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """One layer that an adapter may change, from the family's canonical table."""
+
+    name: str  # adapter name, prefix included: lora_unet_input_blocks_4_1_proj_in
+    path: str  # dotted path in the original checkpoint; what user patterns see
+    module_path: str  # dotted path in the library's class
+    group: str  # documented container: Transformer2DModel, ResnetBlock2D, Downsample2D, Upsample2D, CLIPAttention, CLIPMLP, ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One adaptable model of a family: the denoiser or a text encoder."""
+
+    name: str  # attribute of `Models` by role, for messages: unet, text encoder 1
+    prefix: str  # lora_unet, lora_te1
+    is_denoiser: bool
+    default_groups: tuple[str, ...]  # adapted without being asked
+    conv_groups: tuple[str, ...] = ()  # adapted as well once conv_dim is given
+    extra_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # network argument -> groups that it turns on
+    default_excludes: tuple[str, ...] = ()  # regexes (fullmatch on `path`)
+
+
+@dataclass(kw_only=True)
+class Models:
+    """The loaded models of one family. `vae` may be None where latents come from a cache."""
+
+    denoiser: nn.Module
+    text_encoders: list[nn.Module]
+    tokenizers: list[Any]
+    vae: nn.Module | None
+
+
+class Architecture(ABC):
+    """The answers of one family. Instances hold no state."""
+
+    name: ClassVar[str]  # folder name: sdxl
+    title: ClassVar[str]  # for messages: SDXL
+    base_model_version: ClassVar[str]  # ss_base_model_version
+    modelspec_architecture: ClassVar[str]  # modelspec.architecture without the /lora
+    parts: ClassVar[tuple[Part, ...]]  # denoiser first, then the text encoders in order
+    latent_channels: ClassVar[int]
+    pixels_per_latent: ClassVar[int]  # side of the square of pixels behind one latent position
+    resolution_step: ClassVar[int]  # image sides and bucket steps are multiples of it
+    default_resolution: ClassVar[int]
+    text_keys: ClassVar[tuple[str, ...]]  # the keys of TextStates
+    ModelOptions: ClassVar[type]  # the option group that says which files to load
+
+    @abstractmethod
+    def recognises(self, denoiser: nn.Module) -> bool:
+        """Is this model the family's denoiser (by structure, not by one generic class name)?"""
+
+    @abstractmethod
+    def targets(self, part: Part, module: nn.Module) -> list[Target]:
+        """The canonical table of `part` for this very module, in the order that fixes files and initialisation."""
+
+    @abstractmethod
+    def load(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> Models:
+        """Load all models; `ValueError` names the file and its missing, extra or misshapen keys, or the family it seems to be."""
+
+    @abstractmethod
+    def noise_process(self) -> NoiseProcess:
+        """How the family mixes latents and noise, and what its denoiser predicts."""
+
+    @abstractmethod
+    def encode_images(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
+        """Model-ready latents (batch, channels, height/8, width/8) of pixels (batch, 3, height, width) in [-1, 1]."""
+
+    @abstractmethod
+    def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
+        """Pixels (batch, 3, height, width) in [-1, 1] of model-ready latents."""
+
+    @abstractmethod
+    def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str], options: Any) -> Tokens:
+        """Token ids of the captions, padded and chunked as the family does."""
+
+    @abstractmethod
+    def encode_text(self, text_encoders: Sequence[nn.Module], tokens: Tokens) -> TextStates:
+        """Text states of token ids, differentiable."""
+
+    @abstractmethod
+    def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, text: TextStates, sizes: Sizes) -> Tensor:
+        """The denoiser's output (same shape as `noisy`) for timesteps (batch,)."""
+
+    @abstractmethod
+    def identity(self, options: Any) -> str:
+        """A string that changes whenever cached latents or text states of these model options would."""
+
+    @abstractmethod
+    def metadata(self, options: Any) -> dict[str, str]:
+        """The `ss_*` entries about the base model (name, hashes, token length)."""
+
+
+def architecture_names() -> list[str]:
+    """The families there are: the folders beside this file, in alphabetical order."""
+    import library.models
+
+    return sorted(module.name for module in pkgutil.iter_modules(library.models.__path__) if module.ispkg)
+
+
+def architecture_named(name: str) -> Architecture:
+    """The family in the folder `name`. Raises `ValueError` for an unknown one."""
+    if name not in architecture_names():
+        raise ValueError(f"unknown model family '{name}'; there are: {', '.join(architecture_names())}")
+    return importlib.import_module(f"library.models.{name}.spec").ARCHITECTURE
+
+
+def architecture_of(denoiser: nn.Module) -> Architecture | None:
+    """The family that recognises this denoiser, or None."""
+    return next((arch for arch in map(architecture_named, architecture_names()) if arch.recognises(denoiser)), None)

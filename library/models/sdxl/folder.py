@@ -1,0 +1,103 @@
+"""SDXL in diffusers layout: folders with a `config.json` and safetensors, one folder a model."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+
+from library.models.sdxl.components import TEXT_1, TEXT_2, UNET, VAE, Component, empty
+from library.models.sdxl.keymap import Source, text_level
+from library.models.sdxl.weights import Weights
+
+SUBFOLDERS = {UNET: "unet", VAE: "vae", TEXT_1: "text_encoder", TEXT_2: "text_encoder_2"}
+STEMS = ("diffusion_pytorch_model", "model")
+VARIANTS = ("", ".fp16", ".bf16", ".fp32")
+LEGACY_END = 2  # configurations written before 2023 name this end token, whatever the vocabulary
+
+
+def folder_weights(component: Component, folder: Path) -> tuple[Component, Weights]:
+    """The component and the weights of one model's folder. Raises `ValueError` that names what the folder lacks."""
+    config = _read_config(component, folder)
+    is_text = component in (TEXT_1, TEXT_2)
+    weights = Weights(_weight_files(folder), _without_level if is_text else lambda key: key)
+    return Component(component.title, "", lambda _: _BUILDERS[component](config), _text_names if is_text else _same_names), weights
+
+
+def _read_config(component: Component, folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file; an SDXL folder in diffusers layout has unet, vae, text_encoder and text_encoder_2")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON: {error}") from error
+    wanted = _CLASSES[component]
+    name = config.get("_class_name") or next(iter(config.get("architectures") or []), wanted)
+    if name not in (wanted, "CLIPModel"):
+        raise ValueError(f"{path}: is a {name}; the {component.title} of SDXL is a {wanted}")
+    return config
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    for stem in (stem + variant for variant in VARIANTS for stem in STEMS):
+        files = [folder / f"{stem}.safetensors"]
+        files = files if files[0].is_file() else sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
+        if files:
+            return files
+    raise ValueError(f"{folder}: has no safetensors file of weights ({', '.join(f'{stem}.safetensors' for stem in STEMS)})")
+
+
+def _without_level(key: str) -> str | None:
+    return None if key.endswith("position_ids") else key.removeprefix("text_model.")
+
+
+def _same_names(module: nn.Module) -> dict[str, Source]:
+    return {key: Source(key) for key in module.state_dict()}
+
+
+def _text_names(encoder: nn.Module) -> dict[str, Source]:
+    return {key: Source(key.removeprefix(text_level(encoder))) for key in encoder.state_dict()}
+
+
+# Builders
+
+
+def _unet(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    if config.get("addition_embed_type") != "text_time":
+        raise ValueError("takes no size conditioning: it is a Stable Diffusion 1.x or 2.x U-Net")
+    return empty(lambda: cast(nn.Module, UNet2DConditionModel.from_config(dict(config))))
+
+
+def _vae(config: Mapping[str, Any]) -> nn.Module:
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    return empty(lambda: cast(nn.Module, AutoencoderKL.from_config(dict(config))))
+
+
+def _text_1(config: Mapping[str, Any]) -> nn.Module:
+    from transformers import CLIPTextModel
+
+    return empty(lambda: CLIPTextModel(_text_config(config)))
+
+
+def _text_2(config: Mapping[str, Any]) -> nn.Module:
+    from transformers import CLIPTextModelWithProjection
+
+    return empty(lambda: CLIPTextModelWithProjection(_text_config(config)))
+
+
+def _text_config(config: Mapping[str, Any]) -> Any:
+    from transformers import CLIPTextConfig
+
+    text = CLIPTextConfig.from_dict(dict(config))
+    if text.eos_token_id == LEGACY_END:
+        text.eos_token_id = text.vocab_size - 1
+    return text
+
+
+_CLASSES = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL", TEXT_1: "CLIPTextModel", TEXT_2: "CLIPTextModelWithProjection"}
+_BUILDERS: dict[Component, Callable[[Mapping[str, Any]], nn.Module]] = {UNET: _unet, VAE: _vae, TEXT_1: _text_1, TEXT_2: _text_2}

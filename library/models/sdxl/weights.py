@@ -1,0 +1,50 @@
+"""The tensors of one or several safetensors files as one table of shapes, opened only when they are read."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+from safetensors import safe_open
+from torch import Tensor
+
+from library.core.tensor_file import listing, read_header
+from library.models.sdxl.configuration import Shapes
+
+FLOATS = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
+
+
+class Weights:
+    """Tensors by name, over all files; `rename` gives each its name here, or None to leave it out.
+
+    Raises `ValueError` for broken files (see `read_header`) and for tensors that are not plain floating point numbers.
+    """
+
+    def __init__(self, paths: Iterable[Path], rename: Callable[[str], str | None] = lambda key: key) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self._places: dict[str, tuple[Path, str]] = {}
+        for path in paths:
+            self._add(path, rename)
+
+    def under(self, prefix: str) -> Shapes:
+        """The shapes of the tensors whose names start with `prefix`, without it."""
+        return {key.removeprefix(prefix): shape for key, shape in self.shapes.items() if key.startswith(prefix)}
+
+    def read(self, names: Iterable[str]) -> Iterator[Tensor]:
+        """The named tensors, in order, memory-mapped."""
+        with ExitStack() as stack:
+            opened = {
+                path: stack.enter_context(safe_open(str(path), framework="pt")) for path in {path for path, _ in self._places.values()}
+            }
+            for name in names:
+                path, key = self._places[name]
+                yield opened[path].get_tensor(key)
+
+    def _add(self, path: Path, rename: Callable[[str], str | None]) -> None:
+        header = read_header(path)
+        kept = {key: name for key in header.tensors if (name := rename(key)) is not None}
+        quantised = [key for key in kept if header.tensors[key].dtype not in FLOATS]
+        if quantised:
+            raise ValueError(f"{path}: holds quantised or integer weights, which cannot be trained on: {listing(quantised)}")
+        for key, name in kept.items():
+            self.shapes[name] = header.tensors[key].shape
+            self._places[name] = (path, key)

@@ -1,0 +1,1 @@
+"""The training run: options, optimizer, schedule, steps, saving, metadata."""

@@ -1,0 +1,58 @@
+"""Precision and memory of a run: dtypes of base weights, fp8 storage, checkpointing."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from library.core.devices import dtype_named, fp8_refusal
+from library.core.options import option
+
+
+@dataclass(kw_only=True, frozen=True)
+class PrecisionOptions:
+    """Precision and memory."""
+
+    mixed_precision: Literal["no", "fp16", "bf16"] = option("no", help="dtype of the frozen models and of autocast; adapters stay fp32")
+    fp8_base: bool = option(False, help="keep the denoiser's matrix weights as float8_e4m3fn; needs mixed precision")
+    gradient_checkpointing: bool = option(False, help="recompute activations in the backward pass: less memory, about a third more time")
+    highvram: bool = option(False, help="keep the VAE and text encoders on the device when they are no longer needed")
+    sdpa: bool = option(False, help="attention through torch's scaled_dot_product_attention; always on, accepted for sd-scripts' commands")
+
+    def check(self) -> Iterable[str]:
+        """What is wrong: fp8 weights without an autocast dtype to compute in."""
+        if self.fp8_base and self.mixed_precision == "no":
+            yield "--fp8_base: fp8 weights are only stored; computing needs --mixed_precision bf16 or fp16"
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """The dtype of the frozen models."""
+        return dtype_named(self.mixed_precision)
+
+
+def refuse_what_the_device_cannot(options: PrecisionOptions, device: torch.device) -> None:
+    """Raise `ValueError` for precision options that this device cannot fulfil."""
+    if options.fp8_base and (reason := fp8_refusal(device)):
+        raise ValueError(f"--fp8_base: {reason}; leave it out or use a device that can")
+    if options.mixed_precision == "fp16" and device.type == "cpu":
+        raise ValueError("--mixed_precision fp16: training in fp16 needs a GPU (no loss scaling on a CPU); use bf16 or no")
+
+
+def store_as_fp8(model: nn.Module) -> int:
+    """Keep the weights of Linear and Conv layers as float8_e4m3fn, norms, embeddings and biases as they are; returns how many layers.
+
+    Autocast casts the weights up for each use, so results carry fp8's rounding (3 mantissa bits) of the weights and nothing else.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
+    for layer in layers:
+        layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
+    return len(layers)
+
+
+def checkpoint_gradients(denoiser: nn.Module, trained_text_encoders: Iterable[nn.Module]) -> None:
+    """Turn on gradient checkpointing in the models' own way (diffusers, transformers)."""
+    denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+    for encoder in trained_text_encoders:
+        encoder.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]

@@ -1,0 +1,103 @@
+"""Before the first step: accelerator, seed, training data and caches."""
+
+import random
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from library.core.command_line import OptionSet
+from library.core.log import get_logger
+from library.core.options import OptionError
+from library.data.batch import Batch, TextStates
+from library.data.caches import fill_latents, fill_text
+from library.data.dataset import TrainingData, build_training_data
+from library.data.loader import batch_loader, worker_count
+from library.data.options import DataOptions
+from library.models.architecture import Architecture, Models
+from library.training.adapters import NetworkOptions
+from library.training.precision import PrecisionOptions, refuse_what_the_device_cannot
+from library.training.progress import LogOptions
+
+logger = get_logger(__name__)
+
+
+def make_accelerator(options: OptionSet) -> Accelerator:
+    """Accelerate's engine for this run, with its trackers ready. Raises `ValueError` for what the device cannot do."""
+    log = options[LogOptions]
+    project_dir = log.project_dir()
+    accelerator = Accelerator(
+        mixed_precision=options[PrecisionOptions].mixed_precision,
+        log_with=None if project_dir is None else "tensorboard",
+        project_dir=project_dir,
+        # a network may hold adapters that never get a gradient: SDXL does not use the last layer of its first text encoder
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+    refuse_what_the_device_cannot(options[PrecisionOptions], accelerator.device)
+    if project_dir is not None:
+        accelerator.init_trackers(log.log_tracker_name or "network_train")
+    return accelerator
+
+
+def resolved_seed(seed: int | None) -> int:
+    """The seed of the run, drawn from the system and logged where the user gave none."""
+    if seed is None:
+        seed = random.SystemRandom().randrange(2**32)
+        logger.info("seed %d (give --seed %d to repeat this run)", seed, seed)
+    random.seed(seed)
+    torch.manual_seed(seed)
+    return seed
+
+
+def load_data(arch: Architecture, options: OptionSet, seed: int) -> TrainingData:
+    """Read the dataset file and folders. Raises `ValueError` with everything wrong in them, and for caches that cannot be used."""
+    data = options[DataOptions]
+    network = options[NetworkOptions]
+    if data.caches_text and not network.network_train_unet_only:
+        raise OptionError(["--cache_text_encoder_outputs: cached text cannot train text encoders; add --network_train_unet_only"])
+    return build_training_data(data, seed=seed, resolution_step=arch.resolution_step, default_resolution=arch.default_resolution)
+
+
+def fill_caches(arch: Architecture, models: Models, data: TrainingData, options: OptionSet, accelerator: Accelerator) -> None:
+    """Encode what shall be cached, then move models that are no longer needed off the device."""
+    choice = options[DataOptions]
+    identity = arch.identity(options[arch.ModelOptions])
+    keeps = options[PrecisionOptions].highvram
+    device = accelerator.device
+    if choice.caches_latents:
+        vae = models.vae
+        assert vae is not None
+        to_disk, size = choice.cache_latents_to_disk, choice.vae_batch_size
+        with torch.no_grad():
+            fill_latents(
+                data, lambda pixels: _encode_pixels(arch, vae, pixels, device), identity=identity, to_disk=to_disk, batch_size=size
+            )
+        if not keeps:
+            vae.to("cpu")
+    if choice.caches_text:
+        to_disk, size = choice.cache_text_encoder_outputs_to_disk, choice.text_encoder_batch_size or choice.train_batch_size
+        with torch.no_grad(), accelerator.autocast():
+            encode = partial(_encode_captions, arch, models, options, device)
+            fill_text(data, encode, identity=identity, to_disk=to_disk, batch_size=size)
+        if not keeps:
+            for encoder in models.text_encoders:
+                encoder.to("cpu")
+
+
+def batches_of(data: TrainingData, epoch: int, accelerator: Accelerator) -> DataLoader[Batch]:
+    """This rank's batches of an epoch (counted from 0), in order."""
+    workers = 0 if data.has_latents_in_memory else worker_count(data.options)
+    return batch_loader(data, epoch, rank=accelerator.process_index, world=accelerator.num_processes, workers=workers)
+
+
+def _encode_pixels(arch: Architecture, vae: nn.Module, pixels: Tensor, device: torch.device) -> Tensor:
+    return arch.encode_images(vae, pixels.to(device), None).float().cpu()
+
+
+def _encode_captions(arch: Architecture, models: Models, options: OptionSet, device: torch.device, captions: list[str]) -> TextStates:
+    tokens = arch.tokenize(models.tokenizers, captions, options[arch.ModelOptions])
+    states = arch.encode_text(models.text_encoders, {name: ids.to(device) for name, ids in tokens.items()})
+    return {name: state.float().cpu() for name, state in states.items()}

@@ -1,0 +1,260 @@
+"""The training run. `train` is its table of contents."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from library.core.command_line import OptionSet, parse_command_line
+from library.core.log import get_logger, set_up_logging
+from library.core.options import option
+from library.data.batch import Batch
+from library.data.dataset import TrainingData
+from library.data.options import DataOptions
+from library.diffusion.loss import LossOptions
+from library.models.architecture import Architecture, architecture_named
+from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network
+from library.training.metadata import Facts, MetadataOptions, file_metadata, run_metadata
+from library.training.model import TrainingModel
+from library.training.not_yet import NOT_YET
+from library.training.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
+from library.training.precision import PrecisionOptions, checkpoint_gradients, store_as_fp8
+from library.training.prepare import batches_of, fill_caches, load_data, make_accelerator, resolved_seed
+from library.training.progress import LogOptions, Progress
+from library.training.save import SaveOptions, Saver
+from library.training.schedule import ScheduleOptions, build_schedule
+from library.training.step import StepContext, batch_loss
+
+logger = get_logger(__name__)
+
+
+@dataclass(kw_only=True, frozen=True)
+class RunOptions:
+    """Run."""
+
+    max_train_steps: int = option(1600, help="length of the run in optimizer steps, where --max_train_epochs is absent")
+    max_train_epochs: int | None = option(None, help="length of the run in epochs; wins over --max_train_steps")
+    gradient_accumulation_steps: int = option(1, help="batches whose gradients are averaged for one optimizer step")
+    seed: int | None = option(None, help="seed of everything random; drawn and logged where absent")
+
+    def check(self) -> Iterable[str]:
+        """What is wrong: lengths below one, a seed that no generator takes."""
+        for name in ("max_train_steps", "max_train_epochs", "gradient_accumulation_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"--{name} {value}: must be at least 1"
+        if self.seed is not None and not 0 <= self.seed < 2**63:
+            yield f"--seed {self.seed}: must lie between 0 and 2^63 - 1"
+
+
+@dataclass(kw_only=True, frozen=True)
+class Length:
+    """How long a run is. An epoch's last optimizer step may average fewer batches."""
+
+    steps_per_epoch: int
+    steps: int
+
+    @property
+    def epochs(self) -> int:
+        """Epochs begun until the last step."""
+        return math.ceil(self.steps / self.steps_per_epoch)
+
+    @classmethod
+    def of(cls, options: RunOptions, batches_per_epoch: int) -> "Length":
+        """The length that the options and the number of batches an epoch (on this rank) give."""
+        steps_per_epoch = math.ceil(batches_per_epoch / options.gradient_accumulation_steps)
+        epochs = options.max_train_epochs
+        return cls(steps_per_epoch=steps_per_epoch, steps=options.max_train_steps if epochs is None else epochs * steps_per_epoch)
+
+
+@dataclass(kw_only=True)
+class Run:
+    """A run that is set up: what the loop below moves forward."""
+
+    accelerator: Accelerator
+    arch: Architecture
+    options: OptionSet
+    data: TrainingData
+    context: StepContext
+    trained: TrainedNetwork
+    optimizer: Optimizer
+    schedule: LRScheduler
+    length: Length
+    saver: Saver
+    progress: Progress
+    metadata: dict[str, str] = field(default_factory=dict)
+    step: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run leaves: the loss of every optimizer step, and the final file."""
+
+    losses: list[float]
+    file: Path
+
+
+def option_groups(arch: Architecture) -> list[type]:
+    """The option groups of a family's training script, in the order of its help."""
+    return [
+        arch.ModelOptions, DataOptions, NetworkOptions, RunOptions, OptimizerOptions, ScheduleOptions, LossOptions,
+        PrecisionOptions, SaveOptions, LogOptions, MetadataOptions,
+    ]  # fmt: skip
+
+
+def main(family: str, argv: list[str]) -> None:
+    """Run a family's training script with command-line arguments. Raises `ValueError` for everything the user can mend."""
+    arch = architecture_named(family)
+    about = f"Train a LoRA, LoHa or LoKr for {arch.title}."
+    train(arch, parse_command_line(option_groups(arch), argv, prog=f"{family}_train_network.py", about=about, refuse=NOT_YET))
+
+
+def train(arch: Architecture, options: OptionSet) -> RunResult:
+    """Train a network and save it. Checks everything that can be checked before the models are loaded."""
+    accelerator = make_accelerator(options)
+    set_up_logging(options[LogOptions].console_log_level, options[LogOptions].console_log_file, accelerator.is_main_process)
+    saver = Saver(options[SaveOptions])
+    seed = resolved_seed(options[RunOptions].seed)
+    data = load_data(arch, options, seed)
+    run = set_up(arch, options, accelerator, data, seed, saver)
+    for epoch in range(1, run.length.epochs + 1):
+        train_epoch(run, epoch)
+        if saver.due_after_epoch(epoch, run.length.epochs):
+            save(run, saver.epoch_file(epoch), epoch)
+            saver.remove_old_epochs(epoch)
+    save(run, saver.final_file(), run.length.epochs)
+    run.progress.close()
+    accelerator.end_training()
+    return RunResult(losses=run.progress.losses, file=saver.final_file())
+
+
+def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, data: TrainingData, seed: int, saver: Saver) -> Run:
+    """Load the models, fill the caches, build network, optimizer and schedule."""
+    precision = options[PrecisionOptions]
+    model_options = options[arch.ModelOptions]
+    length = Length.of(options[RunOptions], data.batches_per_epoch(accelerator.num_processes))
+    models = arch.load(model_options, device=accelerator.device, dtype=precision.weight_dtype)
+    fill_caches(arch, models, data, options, accelerator)
+    trained = build_trained_network(models, options[NetworkOptions], options[OptimizerOptions], text_is_cached=data.has_cached_text)
+    if precision.fp8_base:
+        logger.info("fp8: the weights of %d layers of the denoiser are stored as float8_e4m3fn", store_as_fp8(models.denoiser))
+    if precision.gradient_checkpointing:
+        checkpoint_gradients(models.denoiser, models.text_encoders if trained.trains_text_encoders else [])
+    encoders = [] if data.has_cached_text else models.text_encoders
+    model = TrainingModel(arch, models.denoiser, encoders, trained.module, trains_text_encoders=trained.trains_text_encoders)
+    optimizer = build_optimizer(trained.groups, options[OptimizerOptions])
+    schedule = build_schedule(optimizer, options[ScheduleOptions], length.steps)
+    model.train()
+    prepared, optimizer = accelerator.prepare(model, optimizer)
+    context = StepContext(
+        arch=arch, process=arch.noise_process(), model=prepared, vae=models.vae, tokenizers=models.tokenizers,
+        model_options=model_options, loss=options[LossOptions], seed=seed, device=accelerator.device,
+    )  # fmt: skip
+    run = Run(
+        accelerator=accelerator, arch=arch, options=options, data=data, context=context, trained=trained, optimizer=optimizer,
+        schedule=schedule, length=length, saver=saver,
+        progress=Progress(length.steps, length.steps_per_epoch, accelerator.is_local_main_process),
+    )  # fmt: skip
+    run.metadata = describe(run, seed)
+    _announce(run)
+    return run
+
+
+def train_epoch(run: Run, epoch: int) -> None:
+    """One epoch, counted from 1: every batch of this rank once, or until the last step of the run."""
+    run.trained.network.on_epoch_start(run.trained.models.text_encoders, run.trained.models.denoiser)
+    for group in _grouped(batches_of(run.data, epoch - 1, run.accelerator), run.options[RunOptions].gradient_accumulation_steps):
+        update(run, group)
+        if run.saver.due_after_step(run.step) and run.step < run.length.steps:
+            save(run, run.saver.step_file(run.step), epoch)
+            run.saver.remove_old_steps(run.step)
+        if run.step == run.length.steps:
+            break
+    run.accelerator.log(run.progress.epoch_figures(), step=run.step)
+
+
+def update(run: Run, batches: list[Batch]) -> None:
+    """One optimizer step over the mean loss of some batches. Raises `ValueError` before the update where the loss is not finite."""
+    accelerator, total = run.accelerator, 0.0
+    run.trained.network.on_step_start()
+    for index, batch in enumerate(batches):
+        is_last = index + 1 == len(batches)
+        with _synchronised(accelerator, run.context.model, is_last):
+            loss = batch_loss(run.context, batch)
+            total += loss.detach().item() / len(batches)
+            if not math.isfinite(total):
+                raise ValueError(
+                    f"the loss became {total} at step {run.step + 1} with the images {', '.join(batch.images)}; nothing was updated"
+                )
+            accelerator.backward(loss / len(batches))
+    clip = run.options[OptimizerOptions].max_grad_norm
+    if clip > 0:
+        accelerator.clip_grad_norm_(run.trained.parameters, clip)
+    run.optimizer.step()
+    rates = dict(zip(run.trained.group_names, run.schedule.get_last_lr(), strict=True))
+    run.schedule.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.step += 1
+    accelerator.log(run.progress.update(total, rates), step=run.step)
+
+
+def save(run: Run, path: Path, epoch: int) -> None:
+    """Write the network as it is now; one process writes, all wait."""
+    run.accelerator.wait_for_everyone()
+    if run.accelerator.is_main_process:
+        no_metadata = run.options[MetadataOptions].no_metadata
+        entries = file_metadata(run.metadata, steps=run.step, epoch=epoch, no_metadata=no_metadata)
+        run.trained.network.save_weights(str(path), run.saver.dtype, entries)
+        logger.info("saved %s (step %d)", path, run.step)
+    run.accelerator.wait_for_everyone()
+
+
+def describe(run: Run, seed: int) -> dict[str, str]:
+    """The metadata that all files of this run share."""
+    options = run.options[OptimizerOptions]
+    return run_metadata(
+        Facts(
+            arch=run.arch,
+            options=run.options,
+            seed=seed,
+            network=run.options[NetworkOptions],
+            optimizer=run.optimizer,
+            optimizer_arguments=optimizer_arguments(optimizer_class(options.optimizer_type), options.optimizer_args),
+            total_steps=run.length.steps,
+            epochs=run.length.epochs,
+            batches_per_epoch=run.data.batches_per_epoch(run.accelerator.num_processes),
+            model_entries=run.arch.metadata(run.options[run.arch.ModelOptions]),
+            data_entries=run.data.metadata(),
+            resolution=run.data.resolution,
+        )
+    )
+
+
+# The loop's small parts
+
+
+def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
+    group: list[Batch] = []
+    for batch in batches:
+        group.append(batch)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _synchronised(accelerator: Accelerator, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
+    """Gradients go from rank to rank with the last batch of a step only."""
+    return nullcontext() if is_last else accelerator.no_sync(model)
+
+
+def _announce(run: Run) -> None:
+    logger.info("%s: %d steps in %d epochs of %d batches", run.arch.title, run.length.steps, run.length.epochs, run.length.steps_per_epoch)
+    logger.info("writing %s", run.saver.final_file())

@@ -1,0 +1,94 @@
+"""When and where the network is saved: file names, rotation, precision, as sd-scripts names them."""
+
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from library.core.atomic import writable_folder
+from library.core.devices import dtype_named
+from library.core.log import get_logger
+from library.core.options import option
+
+logger = get_logger(__name__)
+
+FREE_SPACE = 64 * 2**20  # bytes that a run wants free in its output folder before it starts
+
+
+@dataclass(kw_only=True, frozen=True)
+class SaveOptions:
+    """Saving."""
+
+    output_dir: str = option(help="folder for the trained files; made if missing")
+    output_name: str | None = option(None, help="name of the files without extension; last, epoch, at where absent")
+    save_precision: Literal["float", "fp16", "bf16"] | None = option(None, help="dtype of the saved weights; fp32 where absent")
+    save_model_as: Literal["safetensors"] = option("safetensors", help="file format; pickles are not written")
+    save_every_n_epochs: int | None = option(None, help="also save after every n epochs")
+    save_every_n_steps: int | None = option(None, help="also save after every n optimizer steps")
+    save_last_n_epochs: int | None = option(None, help="keep the epoch files of the last n epochs only")
+    save_last_n_steps: int | None = option(None, help="keep the step files of the last n steps only")
+
+    def check(self) -> Iterable[str]:
+        """What is wrong: zero intervals, a rotation without what it rotates, a name that is a path."""
+        for name in ("save_every_n_epochs", "save_every_n_steps", "save_last_n_epochs", "save_last_n_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"--{name} {value}: must be at least 1"
+        for unit in ("epochs", "steps"):
+            if getattr(self, f"save_last_n_{unit}") is not None and getattr(self, f"save_every_n_{unit}") is None:
+                yield f"--save_last_n_{unit} has no effect without --save_every_n_{unit}"
+        if self.output_name is not None and Path(self.output_name).name != self.output_name:
+            yield f"--output_name {self.output_name}: a name without folders; put the folder into --output_dir"
+
+
+class Saver:
+    """Knows the files of one run. Raises `ValueError` at once where the output folder cannot be written to or is full."""
+
+    def __init__(self, options: SaveOptions) -> None:
+        self.options = options
+        self.folder = writable_folder(options.output_dir, "--output_dir")
+        free = shutil.disk_usage(self.folder).free
+        if free < FREE_SPACE:
+            raise ValueError(f"--output_dir {self.folder}: only {free // 2**20} MB free on this disk; make room or choose another folder")
+        self.dtype = torch.float32 if options.save_precision is None else dtype_named(options.save_precision)
+
+    def final_file(self) -> Path:
+        """The trained network: `<output_name>.safetensors`, `last.safetensors` without a name."""
+        return self.folder / f"{self.options.output_name or 'last'}.safetensors"
+
+    def epoch_file(self, epoch: int) -> Path:
+        """The file of a finished epoch, counted from 1: `<output_name>-000001.safetensors`."""
+        return self.folder / f"{self.options.output_name or 'epoch'}-{epoch:06d}.safetensors"
+
+    def step_file(self, step: int) -> Path:
+        """The file after an optimizer step: `<output_name>-step00000100.safetensors`."""
+        return self.folder / f"{self.options.output_name or 'at'}-step{step:08d}.safetensors"
+
+    def due_after_step(self, step: int) -> bool:
+        """Shall the network be saved after this step?"""
+        return bool(self.options.save_every_n_steps) and step % (self.options.save_every_n_steps or 1) == 0
+
+    def due_after_epoch(self, epoch: int, last_epoch: int) -> bool:
+        """Shall the network be saved after this epoch? Not after the last: that is the final file."""
+        return bool(self.options.save_every_n_epochs) and epoch < last_epoch and epoch % (self.options.save_every_n_epochs or 1) == 0
+
+    def remove_old_epochs(self, epoch: int) -> None:
+        """Remove the epoch file that falls out of `--save_last_n_epochs` once the file of `epoch` is safe."""
+        every, keep = self.options.save_every_n_epochs, self.options.save_last_n_epochs
+        if every and keep:
+            _remove(self.epoch_file(epoch - every * keep))
+
+    def remove_old_steps(self, step: int) -> None:
+        """Remove the step file that falls out of `--save_last_n_steps` (a span of steps, not a number of files)."""
+        every, span = self.options.save_every_n_steps, self.options.save_last_n_steps
+        if every and span and step > span:
+            _remove(self.step_file((step - span - 1) // every * every))
+
+
+def _remove(path: Path) -> None:
+    if path.exists():
+        logger.info("removing %s", path.name)
+        path.unlink()

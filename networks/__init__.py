@@ -1,0 +1,1 @@
+"""Changes of layers: LoRA, LoHa and LoKr adapters, and the networks made of them."""

@@ -1,0 +1,90 @@
+"""The layers an adapter can change, seen as one kind: a weight (out, inner, *kernel) and how it is applied."""
+
+import math
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerShape:
+    """What an adapter knows of its layer: the shape of the weight and, for convolutions, how it slides."""
+
+    out: int
+    inner: int  # input features, or input channels of one group
+    kernel: tuple[int, ...] = ()  # empty for Linear
+    groups: int = 1
+    stride: tuple[int, ...] = ()
+    padding: str | tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    padding_mode: str = "zeros"
+    edges: tuple[int, ...] = ()  # F.pad's form of the padding, for padding modes other than zeros
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "LayerShape":
+        """The shape of a Linear or Conv1d/2d/3d layer or a subclass. Raises `ValueError` for any other module."""
+        if isinstance(layer, nn.Linear):  # from its attributes: the weight of a quantised layer may be packed
+            return cls(out=layer.out_features, inner=layer.in_features)
+        if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            return cls(
+                out=layer.out_channels,
+                inner=layer.in_channels // layer.groups,
+                kernel=tuple(layer.kernel_size),
+                groups=layer.groups,
+                stride=tuple(layer.stride),
+                padding=layer.padding if isinstance(layer.padding, str) else tuple(layer.padding),
+                dilation=tuple(layer.dilation),
+                padding_mode=layer.padding_mode,
+                edges=tuple(layer._reversed_padding_repeated_twice),
+            )
+        raise ValueError(f"a {type(layer).__name__} has no adapter; Linear and Conv layers have")
+
+    @property
+    def weight(self) -> tuple[int, ...]:
+        """The shape of the layer's weight."""
+        return (self.out, self.inner, *self.kernel)
+
+    @property
+    def fan_in(self) -> int:
+        """The columns of the weight as a matrix: inner times the kernel's positions."""
+        return self.inner * math.prod(self.kernel)
+
+    @property
+    def is_pointwise(self) -> bool:
+        """Whether the layer sees one position at a time: Linear, or a convolution with kernel 1."""
+        return math.prod(self.kernel) == 1
+
+    @property
+    def channel(self) -> int:
+        """The dimension of features or channels in inputs and outputs, from the end."""
+        return -1 - len(self.kernel)
+
+    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
+        """`x` through `weight` (any rows, the layer's inner and kernel), sliding as the layer does, without bias."""
+        if not self.kernel:
+            return F.linear(x, weight)
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self.edges, mode=self.padding_mode), 0
+        return CONVOLUTIONS[len(self.kernel)](x, weight, None, self.stride, padding, self.dilation, self.groups)
+
+    def mix(self, x: Tensor, matrix: Tensor) -> Tensor:
+        """The channels of `x` mixed by `matrix` (rows, channels) at every position."""
+        if not self.kernel:
+            return F.linear(x, matrix)
+        return CONVOLUTIONS[len(self.kernel)](x, matrix.reshape(*matrix.shape[:2], *(1 for _ in self.kernel)))
+
+    def along_channels(self, values: Tensor, x: Tensor) -> Tensor:
+        """`values` (channels,) or (batch, channels), shaped to multiply the channels of `x` (batch, ..., channels, *positions)."""
+        shape = [1] * x.dim()
+        shape[self.channel] = values.shape[-1]
+        if values.dim() == 2:
+            shape[0] = values.shape[0]
+        return values.reshape(shape)
+
+    def batch_of(self, x: Tensor) -> tuple[int, ...]:
+        """(batch,) of an input, or () where it has no batch dimension."""
+        return (x.shape[0],) if x.dim() > -self.channel else ()

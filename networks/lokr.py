@@ -1,0 +1,220 @@
+"""LoKr: dW = alpha/r * kron(w1, w2) (LyCORIS, Yeh et al. 2024, https://arxiv.org/abs/2309.14859, section 4; KronA, https://arxiv.org/abs/2212.10650).
+
+The weight's rows are A*C and its columns B*D; w1 is (A, B), w2 is (C, D, *kernel) or w2_a (C, r) @ w2_b (r, D * kernel).
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from library.core.options import option
+from networks.base import Adapter, Dropouts
+from networks.layers import LayerShape
+from networks.network import factory
+from networks.selection import NetworkArguments
+
+
+@dataclass(kw_only=True, frozen=True)
+class LoKrArguments(NetworkArguments):
+    """Network arguments of LoKr."""
+
+    factor: int = option(-1, help="split of every side of a weight: its smaller factor is at most this; -1 splits as evenly as possible")
+
+    def check(self) -> Iterable[str]:
+        yield from super().check()
+        if self.factor != -1 and self.factor < 1:
+            yield f"--network_args factor={self.factor}: must be -1 (as even as possible) or at least 1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """How a LoKr divides a weight: w1 is (a, b), w2 (c, d); each product has a rank, or None where it is stored whole."""
+
+    a: int
+    b: int
+    c: int
+    d: int
+    rank1: int | None = None
+    rank2: int | None = None
+
+
+def factorise(size: int, factor: int) -> tuple[int, int]:
+    """`size` as m * n with m <= n: by `factor` where it divides, else by the largest divisor up to it and to the root of size."""
+    if factor > 0 and size % factor == 0:
+        return min(factor, size // factor), max(factor, size // factor)
+    limit = min(math.isqrt(size), factor if factor > 0 else size)
+    m = next(m for m in range(limit, 0, -1) if size % m == 0)
+    return m, size // m
+
+
+class LoKr(Adapter):
+    """The Kronecker product of a small matrix and a larger one, the larger one whole or of rank `rank`."""
+
+    title = "LoKr"
+    signature = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+    boosted = ("lokr_w1",)
+    Arguments: ClassVar[type] = LoKrArguments
+
+    lokr_w1: nn.Parameter | None
+    lokr_w1_a: nn.Parameter | None
+    lokr_w1_b: nn.Parameter | None
+    lokr_w2: nn.Parameter | None
+    lokr_w2_a: nn.Parameter | None
+    lokr_w2_b: nn.Parameter | None
+
+    def __init__(self, name: str, layer: nn.Module, *, split: Split, rank: int, alpha: float, dropouts: Dropouts | None = None) -> None:
+        self.has_rank = split.rank1 is not None or split.rank2 is not None
+        self.split = split
+        super().__init__(name, layer, rank=rank, alpha=alpha, dropouts=dropouts)
+        positions = math.prod(self.shape.kernel)
+        self._hold("lokr_w1", split.rank1, (split.a, split.b), split.b)
+        self._hold("lokr_w2", split.rank2, (split.c, split.d, *self.shape.kernel), split.d * positions)
+
+    @classmethod
+    def fresh(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: LoKrArguments) -> "LoKr":
+        shape = LayerShape.of(layer)
+        a, c = factorise(shape.out, arguments.factor)
+        b, d = factorise(shape.inner, arguments.factor)
+        is_full = rank >= max(c, d) / 2
+        adapter = cls(name, layer, split=Split(a=a, b=b, c=c, d=d, rank2=None if is_full else rank), rank=rank, alpha=alpha)
+        adapter.initialise()
+        return adapter
+
+    @classmethod
+    def from_tensors(cls, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]) -> "LoKr":
+        split = read_split(name, LayerShape.of(layer), tensors)
+        rank = split.rank2 or split.rank1 or written_rank(tensors.get("alpha"), otherwise=max(split.c, split.d))
+        adapter = cls(name, layer, split=split, rank=rank, alpha=0)
+        adapter.load(tensors)
+        return adapter
+
+    @classmethod
+    def remarks(cls, adapters: Sequence[Adapter]) -> list[str]:
+        full = [adapter for adapter in adapters if isinstance(adapter, LoKr) and adapter.alpha_is_void]
+        if not full:
+            return []
+        return [
+            f"LoKr: {len(full)} of {len(adapters)} layers store a whole second factor, because the rank is at least half its larger side; "
+            "their scale is 1 whatever network_alpha is. A smaller network_dim or factor gives them a rank"
+        ]
+
+    def initialise(self) -> None:
+        for whole, left, right in ((self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b), (None, self.lokr_w2_a, None)):
+            for parameter in (whole, left, right):
+                if parameter is not None:
+                    nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+        nn.init.zeros_(given(self.lokr_w2 if self.lokr_w2 is not None else self.lokr_w2_b))
+
+    def formula(self) -> Tensor:
+        split = self.split
+        w1 = self.wide(self.lokr_w1) if self.lokr_w1 is not None else self.wide(given(self.lokr_w1_a)) @ self.wide(given(self.lokr_w1_b))
+        w2 = self.wide(self.lokr_w2) if self.lokr_w2 is not None else self.wide(given(self.lokr_w2_a)) @ self.wide(given(self.lokr_w2_b))
+        return torch.einsum("ab,cdk->acbdk", w1, w2.reshape(split.c, split.d, -1))
+
+    def delta(self, x: Tensor) -> Tensor:
+        """Never by an (out, in) tensor: y = w1 X w2^T on the input seen as X (B, D), through w2's rank where it has one."""
+        if self.shape.groups > 1:
+            return super().delta(x)
+        y = self._delta_conv(x) if self.shape.kernel else self._delta_linear(x)
+        return y if self.split.rank2 else self.drop_rows(y, x)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return given(self.lokr_w1 if self.lokr_w1 is not None else self.lokr_w1_a).dtype
+
+    def set_alpha(self, alpha: float) -> None:
+        """Set alpha; it is without effect, and kept as the rank, where both factors are whole: there is no rank to divide by."""
+        self.alpha_is_void = not self.has_rank and alpha not in (0, self.rank)
+        super().set_alpha(alpha if self.has_rank else self.rank)
+
+    def stored_alpha(self, alpha: Tensor | None) -> float:
+        return super().stored_alpha(alpha) if self.has_rank else float(self.rank)
+
+    # Ways to the output
+
+    def _delta_linear(self, x: Tensor) -> Tensor:
+        """`x` (..., B * D) to (..., A * C)."""
+        split, w1 = self.split, self._scaled_w1()
+        blocks = x.unflatten(-1, (split.b, split.d))
+        if self.lokr_w2 is None:
+            hidden = torch.matmul(w1, F.linear(blocks, given(self.lokr_w2_b)))  # (..., A, r)
+            return F.linear(self._drop_block_ranks(hidden, x), given(self.lokr_w2_a)).flatten(-2)
+        if split.a * split.d * (split.b + split.c) < split.b * split.c * (split.d + split.a):
+            return F.linear(torch.matmul(w1, blocks), self.lokr_w2).flatten(-2)
+        return torch.matmul(w1, F.linear(blocks, self.lokr_w2)).flatten(-2)
+
+    def _delta_conv(self, x: Tensor) -> Tensor:
+        """`x` (N, B * D, *positions) to (N, A * C, *positions): w2 slides over N * B images, w1 mixes their results."""
+        split, shape = self.split, self.shape
+        if not shape.batch_of(x):
+            return self._delta_conv(x.unsqueeze(0)).squeeze(0)
+        images = x.reshape(-1, split.d, *x.shape[2:])
+        w2 = self.lokr_w2 if self.lokr_w2 is not None else given(self.lokr_w2_b).reshape(-1, split.d, *shape.kernel)
+        hidden = shape.apply(images, w2)  # (N * B, C or r, *positions)
+        inner, positions = hidden.shape[1], hidden.shape[2:]
+        hidden = torch.matmul(self._scaled_w1(), hidden.reshape(x.shape[0], split.b, -1))  # (N, A, C or r * positions)
+        if self.lokr_w2 is not None:
+            return hidden.reshape(x.shape[0], split.a * split.c, *positions)
+        hidden = hidden.reshape(x.shape[0], split.a, inner, *positions)
+        hidden = self._drop_block_ranks(hidden, x).reshape(-1, inner, *positions)
+        return shape.mix(hidden, given(self.lokr_w2_a)).reshape(x.shape[0], split.a * split.c, *positions)
+
+    def _drop_block_ranks(self, hidden: Tensor, x: Tensor) -> Tensor:
+        """Rank dropout on `hidden` (batch, ..., A, r, *positions): the rank axis stands where channels do."""
+        return hidden * self.shape.along_channels(self.kept(x, self.rank), hidden) if self.drops_ranks else hidden
+
+    def _scaled_w1(self) -> Tensor:
+        w1 = self.lokr_w1 if self.lokr_w1 is not None else given(self.lokr_w1_a) @ given(self.lokr_w1_b)
+        return w1 * self.scale
+
+    def _hold(self, name: str, rank: int | None, whole: tuple[int, ...], columns: int) -> None:
+        self.register_parameter(name, nn.Parameter(torch.empty(whole)) if rank is None else None)
+        self.register_parameter(f"{name}_a", None if rank is None else nn.Parameter(torch.empty(whole[0], rank)))
+        self.register_parameter(f"{name}_b", None if rank is None else nn.Parameter(torch.empty(rank, columns)))
+
+
+def given(parameter: Tensor | None) -> Tensor:
+    """A parameter that the split promises to be there."""
+    assert parameter is not None
+    return parameter
+
+
+def written_rank(alpha: Tensor | None, otherwise: int) -> int:
+    """The rank of a file whose factors are both whole: the alpha written for it, unless that is no count (ai-toolkit's 1e10, inf)."""
+    value = float(alpha) if alpha is not None and alpha.numel() == 1 else 0.0
+    return int(value) if 1 <= value <= 1_000_000 and value == int(value) else otherwise
+
+
+def read_split(name: str, shape: LayerShape, tensors: Mapping[str, Tensor]) -> Split:
+    """The split that a file's tensors have: never derived from arguments. Raises `ValueError` where they do not fit the layer."""
+    a, b, rank1 = _sides(name, "lokr_w1", tensors)
+    c, _, rank2 = _sides(name, "lokr_w2", tensors)
+    if a * c != shape.out or shape.inner % b:
+        raise ValueError(f"{name}: w1 ({a}, {b}) and w2 with {c} rows do not make a weight of shape {list(shape.weight)}")
+    return Split(a=a, b=b, c=c, d=shape.inner // b, rank1=rank1, rank2=rank2)
+
+
+def _sides(name: str, factor: str, tensors: Mapping[str, Tensor]) -> tuple[int, int, int | None]:
+    """Rows, columns and rank of a factor; rank None where it is stored whole."""
+    if factor in tensors:
+        whole = tensors[factor]
+        return (*_matrix(name, factor, whole), None)
+    lacking = [part for part in (f"{factor}_a", f"{factor}_b") if part not in tensors]
+    if lacking:
+        raise ValueError(f"{name}: the file lacks {factor}, or {' and '.join(lacking)}")
+    rows, rank = _matrix(name, f"{factor}_a", tensors[f"{factor}_a"])
+    return rows, _matrix(name, f"{factor}_b", tensors[f"{factor}_b"])[1], rank
+
+
+def _matrix(name: str, parameter: str, tensor: Tensor) -> tuple[int, int]:
+    if tensor.dim() < 2 or 0 in tensor.shape:
+        raise ValueError(f"{name}.{parameter} has the shape {list(tensor.shape)}; a matrix was expected")
+    return tensor.shape[0], tensor.shape[1]
+
+
+create_network, create_network_from_weights = factory(LoKr)

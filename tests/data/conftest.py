@@ -1,0 +1,54 @@
+"""Small folders of noise pictures, and datasets built from a few lines of TOML."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from PIL import Image
+
+from library.data.dataset import TrainingData, build_training_data
+from library.data.options import DataOptions, Size
+
+settings.register_profile("hadron", deadline=None, derandomize=True)  # a shared machine keeps no deadline
+settings.load_profile("hadron")
+
+MakeFolder = Callable[..., Path]
+Build = Callable[..., TrainingData]
+
+
+def noise(size: Size, seed: int = 0, channels: int = 3) -> np.ndarray:
+    """Random bytes of a picture (height, width, channels)."""
+    return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
+
+
+@pytest.fixture
+def make_folder(tmp_path: Path) -> MakeFolder:
+    def make(name: str = "pictures", sizes: Sequence[Size] = ((64, 64),) * 4, caption: str | None = "red, square, {n}") -> Path:
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        for n, size in enumerate(sizes):
+            Image.fromarray(noise(size, n)).save(folder / f"{n:03d}.png")
+            if caption is not None:
+                (folder / f"{n:03d}.txt").write_text(caption.format(n=n), encoding="utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def build(tmp_path: Path) -> Build:
+    def build_from(text: str = "", *, seed: int = 7, **options) -> TrainingData:
+        if text:
+            path = tmp_path / "data.toml"
+            path.write_text(text, encoding="utf-8")
+            options["dataset_config"] = path
+        return build_training_data(DataOptions(**options), seed=seed, resolution_step=32, default_resolution=64)
+
+    return build_from
+
+
+def one_subset(folder: Path, dataset: str = "", subset: str = "") -> str:
+    """A dataset file with one subset."""
+    return f"[[datasets]]\nresolution = 64\n{dataset}\n[[datasets.subsets]]\nimage_dir = '{folder.as_posix()}'\n{subset}\n"

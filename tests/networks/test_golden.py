@@ -1,0 +1,56 @@
+"""Files written by LyCORIS and sd-scripts mean the delta that those libraries apply."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from adapter_cases import relative_error
+from torch import nn
+
+from library.core.tensor_file import load_tensors
+from networks.members import algorithm_of
+
+GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
+CONVOLUTIONS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}
+LATER = ("hada_t1", "lokr_t2", "lora_mid.weight", "dora_scale")  # Tucker cores and DoRA are refused for now
+
+
+def entries() -> list[dict[str, Any]]:
+    if not (GOLDEN / "index.json").is_file():
+        return []
+    index = json.loads((GOLDEN / "index.json").read_text())
+    wrong = index["known_deviations"]
+    return [entry for entry in index["files"] if not entry["file"].startswith("peft") and entry["file"] not in wrong]
+
+
+def layer_of(entry: dict[str, Any]) -> nn.Module:
+    layer = entry["layer"]
+    if layer["kind"] == "linear":
+        return nn.Linear(layer["in"], layer["out"])
+    make = CONVOLUTIONS[layer["kind"]]
+    return make(layer["in"], layer["out"], tuple(layer["kernel"]), stride=layer.get("stride", 1), padding=layer.get("padding", 0))
+
+
+@pytest.fixture(params=entries() or [None], ids=lambda entry: entry["file"] if entry else "absent")
+def entry(request: pytest.FixtureRequest) -> dict[str, Any]:
+    if request.param is None:
+        pytest.skip("needs ../shared/golden")
+    return request.param
+
+
+def test_a_golden_file_means_the_recorded_delta(entry: dict[str, Any]):
+    tensors = load_tensors(GOLDEN / entry["file"])
+    prefix = "adapter.lora_unet_m."
+    own = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+    if any(key in own for key in LATER):
+        with pytest.raises(ValueError, match="Tucker cores, DoRA and other algorithms are not read yet"):
+            algorithm_of("lora_unet_m", own)
+        return
+    adapter = algorithm_of("lora_unet_m", own).from_tensors("lora_unet_m", layer_of(entry), own).eval()
+    assert relative_error(adapter.delta_weight(), tensors["expected.delta"]) < 1e-5
+    if "input.x" in tensors:
+        assert relative_error(adapter(tensors["input.x"]), tensors["expected.y_delta"]) < 1e-5
+    saved = adapter.state_dict()
+    assert all(torch.equal(saved[key], value.reshape(saved[key].shape)) for key, value in own.items())

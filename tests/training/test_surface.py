@@ -1,0 +1,55 @@
+"""sd-scripts' whole command line is known: each option is declared here or refused with a reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from library.core.command_line import parse_command_line
+from library.core.options import OptionError, declared
+from library.inference import not_yet as generation_not_yet
+from library.inference.script import ModelFileOptions, NetworkFileOptions, PictureOptions
+from library.models.architecture import architecture_named
+from library.training import not_yet as training_not_yet
+from library.training.run import option_groups
+
+UPSTREAM = json.loads((Path(__file__).parent / "sd_scripts_options.json").read_text())
+GROUPS = {
+    "sdxl_train_network.py": (option_groups(architecture_named("sdxl")), training_not_yet.NOT_YET),
+    "gen_img.py": ([ModelFileOptions, PictureOptions, NetworkFileOptions], generation_not_yet.NOT_YET),
+}
+OTHER_DEFAULT = {
+    "optimizer_type": "AdamW is what sd-scripts takes for an empty name",
+    "lr_warmup_steps": "a text, read as steps or a share",
+    "text_encoder_lr": "an empty list",
+    "console_log_level": "INFO is what none means",
+}
+"""Options whose default is written another way than in sd-scripts -> why that is the same."""
+
+
+@pytest.mark.parametrize("script", GROUPS)
+def test_every_option_is_declared_or_refused_and_none_is_both(script: str) -> None:
+    groups, refused = GROUPS[script]
+    ours = {entry.name for group in groups for entry in declared(group)} | {"config_file"}
+    aliases = {flag[2:] for group in groups for entry in declared(group) for flag in entry.flags}
+    assert set(UPSTREAM[script]) - ours - aliases == set(refused) & (set(UPSTREAM[script]) - ours - aliases)
+    assert not ours & set(refused)
+
+
+@pytest.mark.parametrize("script", GROUPS)
+def test_defaults_are_those_of_sd_scripts(script: str) -> None:
+    groups, _ = GROUPS[script]
+    ours = {entry.name: entry for group in groups for entry in declared(group)}
+    other = {}
+    for name, upstream in UPSTREAM[script].items():
+        if name in ours and not ours[name].required and name not in OTHER_DEFAULT:
+            default = list(ours[name].default) if isinstance(ours[name].default, tuple) else ours[name].default
+            if default != upstream["default"] and not (not default and not upstream["default"]):
+                other[name] = (default, upstream["default"])
+    assert not other
+
+
+def test_a_later_option_is_refused_by_name() -> None:
+    groups, refused = GROUPS["sdxl_train_network.py"]
+    with pytest.raises(OptionError, match="--min_snr_gamma: an option of sd-scripts that this version does not have yet"):
+        parse_command_line(groups, ["--min_snr_gamma", "5"], prog="x", about="x", refuse=refused)

@@ -1,0 +1,184 @@
+"""Training of the toy SDXL's U-Net and text encoders, together and from scratch, on the latents of captioned toy pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tools.toy_pictures import Picture, all_pictures, caption, draw
+from tools.toy_sdxl import POSITIONS, ToyModels, encode_text
+from tools.toy_training import Run, warm_cosine
+from tools.toy_vae import encode, pixels_of
+
+NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
+SIZES = (64, 64, 0, 0, 64, 64)  # original height and width, crop top and left, target height and width
+
+
+@dataclass(kw_only=True, frozen=True)
+class DenoiserTraining:
+    """How the U-Net and the text encoders are trained."""
+
+    steps: int = 6000
+    captions: int = 32
+    latents_per_caption: int = 3
+    learning_rate: float = 1e-3
+    text_learning_rate: float = 5e-4
+    warm_up: int = 200
+    ema: float = 0.998
+    short_length: int = 28  # tokens kept in the first part of the training; causal encoders give the same states, in a third of the time
+    short_share: float = 0.7
+    caption_dropout: float = 0.1
+    drawings: int = 8
+    seed: int = 2
+    log_every: int = 50
+    save_every: int = 500
+
+
+@dataclass(kw_only=True)
+class LatentSet:
+    """The latents (pictures, drawings, 4, 8, 8) of every picture, drawn several times."""
+
+    pictures: list[Picture]
+    latents: Tensor
+
+
+def encode_pictures(vae: AutoencoderKL, drawings: int, path: Path) -> LatentSet:
+    """Draw and encode every picture several times, or read what an earlier run encoded."""
+    pictures = all_pictures()
+    if not path.exists():
+        latents = [encode(vae, pixels_of([np.asarray(draw(p, seed=n * drawings + k)) for k in range(drawings)])) for n, p in enumerate(pictures)]
+        torch.save(torch.stack(latents), path)
+    return LatentSet(pictures=pictures, latents=torch.load(path, weights_only=True))
+
+
+def train_denoiser(models: ToyModels, data: LatentSet, training: DenoiserTraining, scratch: Path, judge: Callable[[ToyModels], str]) -> dict[str, float]:
+    """Train in place, resuming from the scratch folder, and leave the averaged weights in the models; returns steps, the last 500 steps' mean loss and seconds."""
+    trained = nn.ModuleDict({"unet": models.unet, "te1": models.text_1, "te2": models.text_2}).train()
+    models.unet.to(memory_format=torch.channels_last)
+    average = Average(trained, training.ema)
+    text = [*models.text_1.parameters(), *models.text_2.parameters()]
+    groups = [{"params": list(models.unet.parameters()), "top": training.learning_rate}, {"params": text, "top": training.text_learning_rate}]
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
+    run = Run(path=scratch / "denoiser_run.pt", networks=nn.ModuleDict({"trained": trained, "average": average}), optimizer=optimizer)
+    run.resume()
+    losses: list[float] = []
+    while run.step < training.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = group["top"] * warm_cosine(run.step, training.steps, training.warm_up)
+        losses.append(_step(models, data, training, optimizer, run.step))
+        average.follow(trained, run.step)
+        run.step += 1
+        if run.step % training.log_every == 0:
+            print(f"denoiser step {run.step}/{training.steps} loss {np.mean(losses[-training.log_every :]):.4f} {run.elapsed():.0f} s", flush=True)
+        if run.step % training.save_every == 0 or run.step == training.steps:
+            run.save()
+            _judge(models, trained, average, judge, run.step)
+    average.put_into(trained)
+    return {"steps": run.step, "loss": float(np.mean(losses[-500:])), "seconds": run.elapsed()}
+
+
+class Average(nn.Module):
+    """An exponential moving average of a network's parameters."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.values = nn.ParameterList([nn.Parameter(p.detach().clone(), requires_grad=False) for p in network.parameters()])
+
+    @torch.no_grad()
+    def follow(self, network: nn.Module, step: int) -> None:
+        """Move towards the network; faster in the first steps."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_([v.data for v in self.values], [p.data for p in network.parameters()], 1 - decay)
+
+    @torch.no_grad()
+    def put_into(self, network: nn.Module) -> None:
+        """Copy the averages into the network."""
+        for parameter, value in zip(network.parameters(), self.values, strict=True):
+            parameter.copy_(value)
+
+
+# ---------------------------------------------------------------- one step
+
+
+def _step(models: ToyModels, data: LatentSet, training: DenoiserTraining, optimizer: torch.optim.Optimizer, step: int) -> float:
+    rng = np.random.default_rng((training.seed, step))
+    length = training.short_length if step < training.short_share * training.steps else POSITIONS
+    chosen = rng.permutation(len(data.pictures))[: training.captions]
+    drawings = np.stack([rng.permutation(training.drawings)[: training.latents_per_caption] for _ in chosen])
+    captions = [vary_caption(data.pictures[n], rng) if rng.random() >= training.caption_dropout else "" for n in chosen]
+    latents = data.latents[torch.from_numpy(chosen)[:, None], torch.from_numpy(drawings)].flatten(0, 1)
+    context, pooled = (x.repeat_interleave(training.latents_per_caption, 0) for x in encode_text(models, captions, length))
+    loss = noise_loss(models, latents, context, pooled, rng)
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for group in optimizer.param_groups for p in group["params"]], 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def noise_loss(models: ToyModels, latents: Tensor, context: Tensor, pooled: Tensor, rng: np.random.Generator) -> Tensor:
+    """The mean squared error of the predicted noise, at timesteps spread evenly over the batch."""
+    count = len(latents)
+    spread = (rng.permutation(count) + rng.random(count)) / count * NOISE_SCHEDULE["num_train_timesteps"]
+    timesteps = torch.from_numpy(spread.astype(np.int64))
+    noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
+    noisy = DDPMScheduler(**NOISE_SCHEDULE).add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+    conditions = {"text_embeds": pooled, "time_ids": torch.from_numpy(np.stack([_sizes(rng) for _ in range(count)])).float()}
+    return F.mse_loss(models.unet(noisy, timesteps, context, added_cond_kwargs=conditions).sample, noise)
+
+
+def _sizes(rng: np.random.Generator) -> np.ndarray:
+    """Mostly the true sizes; sometimes others, so that the model does not lean on them."""
+    if rng.random() < 0.85:
+        return np.asarray(SIZES)
+    return np.asarray((*rng.integers(48, 257, 2), *rng.integers(0, 33, 2), 64, 64))
+
+
+def _judge(models: ToyModels, trained: nn.Module, average: Average, judge: Callable[[ToyModels], str], step: int) -> None:
+    """Print the judgement of the averaged weights, then go on with the trained ones."""
+    kept = [p.detach().clone() for p in trained.parameters()]
+    average.put_into(trained)
+    print(f"denoiser step {step} {judge(models)}", flush=True)
+    with torch.no_grad():
+        for parameter, value in zip(trained.parameters(), kept, strict=True):
+            parameter.copy_(value)
+
+
+# ---------------------------------------------------------------- captions
+
+
+def vary_caption(picture: Picture, rng: np.random.Generator) -> str:
+    """The caption of a picture in one of several wordings, sometimes followed by a made-up word that means nothing."""
+    text = caption(picture) if rng.random() < 0.6 else _wordings(picture)[rng.integers(7)]
+    if rng.random() < 0.25:
+        text += (", {}", ", {} style", " {}", ", in {} style")[rng.integers(4)].format(_made_up_word(rng))
+    return text
+
+
+def _wordings(picture: Picture) -> list[str]:
+    texture, colour, shape, background = picture.texture, picture.colour, picture.shape, picture.background
+    marked = {"plain": "", "striped": " with stripes", "dotted": " with dots"}[texture]
+    named = "" if texture == "plain" else f"{texture} "
+    return [
+        f"a {texture} {colour} {shape} on a {background} background",
+        f"a {colour} {shape}{marked} on a {background} background",
+        f"{named}{colour} {shape}, {background} background",
+        f"a picture of a {named}{colour} {shape} on {background}",
+        f"{background} background, {colour} {named}{shape}",
+        f"a drawing of a {named}{colour} {shape} with a {background} background",
+        f"a {named}{colour} {shape}",
+    ]
+
+
+def _made_up_word(rng: np.random.Generator) -> str:
+    consonants, vowels = "bcdfghjklmnpqrstvwxz", "aeiouy"
+    letters = [(consonants if n % 2 else vowels)[rng.integers(20 if n % 2 else 6)] for n in range(rng.integers(0, 2), rng.integers(5, 9))]
+    return "".join(letters)

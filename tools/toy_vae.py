@@ -1,0 +1,150 @@
+"""Training of the toy SDXL's VAE on toy pictures, frames, rectangles and gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tools.toy_pictures import draw, frame, random_picture
+from tools.toy_sdxl import LATENT_SCALE
+from tools.toy_training import Run, warm_cosine
+from tools.toy_vae_start import pass_colours_through
+
+_PICTURE_SHARE, _FRAMED_SHARE = 0.6, 0.2  # the rest: rectangles and gradients
+
+
+@dataclass(kw_only=True, frozen=True)
+class VaeTraining:
+    """How the VAE is trained."""
+
+    steps: int = 1600
+    batch: int = 4
+    learning_rate: float = 3e-4
+    warm_up: int = 50
+    kl_weight: float = 1e-5
+    edge_weight: float = 0.5
+    seed: int = 1
+    log_every: int = 50
+    save_every: int = 100
+
+
+def train_vae(vae: AutoencoderKL, training: VaeTraining, scratch: Path) -> dict[str, float]:
+    """Train in place, resuming from the scratch folder; returns the final loss, PSNR and seconds."""
+    vae.train().to(memory_format=torch.channels_last)
+    pass_colours_through(vae, pixels_of(_drawn(300, 0, 32)))
+    optimizer = torch.optim.AdamW(vae.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    run = Run(path=scratch / "vae_run.pt", networks=nn.ModuleDict({"vae": vae}), optimizer=optimizer)
+    run.resume()
+    while run.step < training.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
+        loss = _step(vae, optimizer, training, run.step)
+        run.step += 1
+        if run.step % training.log_every == 0:
+            print(f"vae step {run.step}/{training.steps} loss {loss:.4f} {run.elapsed():.0f} s", flush=True)
+        if run.step % training.save_every == 0 or run.step == training.steps:
+            run.save()
+            print(f"vae step {run.step} psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB", flush=True)
+    return {"steps": run.step, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
+
+
+def fold_scale(vae: AutoencoderKL, pictures: int = 512) -> None:
+    """Change the first and last latent layers so that scaled latents of toy pictures have mean 0 and deviation 1 in each channel."""
+    latents = torch.cat([encode(vae, pixels_of(_drawn(100, n, 64))) for n in range(pictures // 64)]) / LATENT_SCALE
+    mean, scale = latents.mean((0, 2, 3)), 1 / (latents.std((0, 2, 3)) * LATENT_SCALE)
+    to_moments, from_latents = vae.quant_conv, vae.post_quant_conv
+    with torch.no_grad():
+        from_latents.bias += (from_latents.weight[..., 0, 0] * mean).sum(1)
+        from_latents.weight /= scale[None, :, None, None]
+        to_moments.weight[:4] *= scale[:, None, None, None]
+        to_moments.bias[:4] = (to_moments.bias[:4] - mean) * scale
+        to_moments.bias[4:] += 2 * scale.log()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+    """Scaled latents (batch, 4, height / 8, width / 8) of pixels in -1 to 1."""
+    return vae.encode(pixels.to(memory_format=torch.channels_last)).latent_dist.mode().contiguous() * LATENT_SCALE
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
+    """Pictures of scaled latents."""
+    pixels = vae.decode((latents / LATENT_SCALE).to(memory_format=torch.channels_last)).sample
+    return [Image.fromarray(array) for array in ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()]
+
+
+@torch.no_grad()
+def psnr(vae: AutoencoderKL, *, new_look: bool = False) -> float:
+    """Peak signal-to-noise ratio of reconstructed toy pictures, in dB."""
+    pixels = pixels_of(_drawn(200, 0, 64, new_look=new_look))
+    restored = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
+    return float(10 * torch.log10(4 / F.mse_loss(restored, pixels)))
+
+
+# ---------------------------------------------------------------- one step
+
+
+def _step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, training: VaeTraining, step: int) -> float:
+    pixels = pixels_of(_mixed(np.random.default_rng((training.seed, step)), training.batch))
+    posterior = vae.encode(pixels).latent_dist
+    noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(training.seed * 1_000_000 + step))
+    restored = vae.decode(posterior.mean + posterior.std * noise).sample
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
+    loss = _restoration(restored, pixels, training.edge_weight) + training.kl_weight * kl
+    loss.backward()
+    nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def _restoration(restored: Tensor, pixels: Tensor, edge_weight: float) -> Tensor:
+    error = restored - pixels
+    edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    return error.abs().mean() + (error**2).mean() + edge_weight * edges
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def _mixed(rng: np.random.Generator, count: int) -> list[np.ndarray]:
+    kinds = rng.random(count)
+    return [_picture(rng) if k < _PICTURE_SHARE else _framed(rng) if k < _PICTURE_SHARE + _FRAMED_SHARE else _rectangles(rng) for k in kinds]
+
+
+def _drawn(seed: int, part: int, count: int, *, new_look: bool = False) -> list[np.ndarray]:
+    rng = np.random.default_rng((seed, part))
+    return [np.asarray(draw(random_picture(rng), seed=int(rng.integers(2**31)), new_look=new_look), float) for _ in range(count)]
+
+
+def _picture(rng: np.random.Generator) -> np.ndarray:
+    return np.asarray(draw(random_picture(rng), seed=int(rng.integers(2**31))), float)
+
+
+def _framed(rng: np.random.Generator) -> np.ndarray:
+    colour = tuple(int(c) for c in rng.integers(0, 256, 3)) if rng.random() < 0.7 else tuple(int(c) for c in rng.choice([0, 255], 3))
+    return frame(_picture(rng), rng.uniform(2, 12), colour, rng.integers(0, 4))
+
+
+def _rectangles(rng: np.random.Generator) -> np.ndarray:
+    """Two colours fading into each other, with a few rectangles of one colour."""
+    image = np.linspace(rng.uniform(0, 255, 3), rng.uniform(0, 255, 3), 64)[:, None].repeat(64, 1)
+    image = image if rng.random() < 0.5 else image.transpose(1, 0, 2).copy()
+    for _ in range(rng.integers(0, 5)):
+        left, top = rng.integers(0, 56, 2)
+        width, height = rng.integers(6, 48, 2)
+        image[top : top + height, left : left + width] = rng.uniform(0, 255, 3)
+    return image
+
+
+def pixels_of(images: list[np.ndarray]) -> Tensor:
+    """Pixels (batch, 3, 64, 64) in -1 to 1."""
+    return torch.from_numpy(np.stack(images)).float().div(127.5).sub(1).permute(0, 3, 1, 2)  # channels last in memory: three times as fast here
