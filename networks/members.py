@@ -4,6 +4,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from torch import Tensor
 
@@ -26,7 +27,8 @@ class Member:
     target: Target
 
 
-def algorithms() -> list[type[Adapter]]:
+@cache
+def algorithms() -> tuple[type[Adapter], ...]:
     """Every algorithm there is: the adapters defined in the modules of this package."""
     found: list[type[Adapter]] = []
     for info in pkgutil.iter_modules(networks.__path__):
@@ -36,7 +38,7 @@ def algorithms() -> list[type[Adapter]]:
             for value in vars(module).values()
             if isinstance(value, type) and issubclass(value, Adapter) and value is not Adapter and value.__module__ == module.__name__
         ]
-    return found
+    return tuple(found)
 
 
 def algorithm_of(name: str, tensors: Mapping[str, Tensor]) -> type[Adapter]:

@@ -10,7 +10,7 @@ import importlib
 import inspect
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -24,8 +24,8 @@ from library.core.atomic import staged
 from library.core.log import get_logger
 from library.core.spelling import nearest
 from library.core.tensor_file import listing
-from library.models.architecture import Architecture, Models, architecture_of
-from networks.formats.kohya import NameTable
+from library.models.architecture import Models, architecture_of
+from networks.canonical_view import canonical_view
 from networks.rates import spread
 from networks.selection import parts_of
 
@@ -120,34 +120,31 @@ def network_modules() -> list[str]:
 def build_network(module: ModuleType, request: NetworkRequest) -> TrainableNetwork:
     """The network that a module makes for a request, not applied yet.
 
-    A third-party network is wrapped once: canonical adapter names, defaults for methods that it lacks, atomic saving.
+    A third-party module sees the models under their canonical names, so that its files are as from sd-scripts, and its network is
+    wrapped once: defaults for methods that it lacks, atomic saving.
     """
     models = request.models
-    places = {"vae": models.vae, "text_encoder": models.text_encoders, "unet": models.denoiser}
+    is_ours = module.__name__ in network_modules()
+    text_encoders, denoiser = (models.text_encoders, models.denoiser) if is_ours else _views(models)
+    places = {"vae": models.vae, "text_encoder": text_encoders, "unet": denoiser}
+    dropout = {"neuron_dropout": request.dropout} | ({} if is_ours else {"dropout": request.dropout})  # LyCORIS reads the second
+    given = {name: value for name, value in dropout.items() if name not in request.arguments}
     if request.weights is not None:
         create = module.create_network_from_weights
-        given = _accepted(create, {"neuron_dropout": request.dropout}) if module.__name__.startswith("networks.") else {}
-        network, _ = create(request.multiplier, str(request.weights), **places, **given, **request.arguments)
+        network, _ = create(request.multiplier, str(request.weights), **places, **_accepted(create, given), **request.arguments)
     else:
         create = module.create_network
-        dropout = {"neuron_dropout": request.dropout, "dropout": request.dropout}
-        given = {name: value for name, value in _accepted(create, dropout).items() if name not in request.arguments}
         alpha = 1.0 if request.alpha is None else request.alpha  # LyCORIS cannot take None
-        network = create(request.multiplier, request.dim, alpha, **places, **given, **request.arguments)
-    if isinstance(network, TrainableNetwork):
-        return network
-    return ForeignNetwork(network, models, from_file=request.weights)
+        network = create(request.multiplier, request.dim, alpha, **places, **_accepted(create, given), **request.arguments)
+    return network if isinstance(network, TrainableNetwork) else ForeignNetwork(network, from_file=request.weights)
 
 
 class ForeignNetwork(TrainableNetwork):
     """A third-party network behind our contract."""
 
-    def __init__(self, network: nn.Module, models: Models, from_file: Path | str | None = None) -> None:
+    def __init__(self, network: nn.Module, from_file: Path | str | None = None) -> None:
         super().__init__()
         self.network: Any = network
-        architecture = architecture_of(models.denoiser)
-        assert architecture is not None, "models come from a family"
-        rename(self._adapters(), architecture, models)
         self._file = from_file
 
     def apply_to(self, text_encoder: Any, unet: Any, apply_text_encoder: bool = True, apply_unet: bool = True) -> None:
@@ -236,18 +233,14 @@ class ForeignNetwork(TrainableNetwork):
         return default if found is None else found(*arguments)
 
 
-def rename(adapters: Iterable[Any], architecture: Architecture, models: Models) -> None:
-    """Give third-party adapters, named after the class tree, their canonical `lora_name`, so that their files load everywhere."""
-    table = NameTable(architecture, parts_of(architecture, models.text_encoders, models.denoiser))
-    unknown = []
-    for adapter in adapters:
-        canonical = table.canonical(adapter.lora_name)
-        if canonical is None:
-            unknown.append(adapter.lora_name)
-        else:
-            adapter.lora_name = canonical
-    if unknown:
-        logger.warning("%d adapters keep names that %s files do not use: %s", len(unknown), architecture.title, listing(unknown))
+def _views(models: Models) -> tuple[list[nn.Module], nn.Module]:
+    """The text encoders and the denoiser as the original checkpoint names their layers."""
+    architecture = architecture_of(models.denoiser)
+    assert architecture is not None, "models come from a family"
+    views = [
+        (part, canonical_view(architecture, part, model)) for part, model in parts_of(architecture, models.text_encoders, models.denoiser)
+    ]
+    return [view for part, view in views if not part.is_denoiser], next(view for part, view in views if part.is_denoiser)
 
 
 def _accepted(function: Callable[..., Any], given: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import json
 import logging
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -26,29 +27,31 @@ def small_sdxl_modules() -> SimpleNamespace:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+    unet: dict[str, Any] = {
+        "block_out_channels": (32, 64, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (1, 1, 1),
+        "cross_attention_dim": sum(TEXT_WIDTHS),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": TEXT_WIDTHS[1] + 6 * 256,
+    }
+    vae: dict[str, Any] = {
+        "block_out_channels": (32, 32, 64, 64),
+        "layers_per_block": 1,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "latent_channels": 4,
+        "scaling_factor": 0.13025,
+    }
     torch.manual_seed(0)
     modules = SimpleNamespace(
-        unet=UNet2DConditionModel(
-            block_out_channels=(32, 64, 64),
-            layers_per_block=1,
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 1, 2),
-            attention_head_dim=(1, 1, 1),
-            cross_attention_dim=sum(TEXT_WIDTHS),
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=TEXT_WIDTHS[1] + 6 * 256,
-        ),
-        vae=AutoencoderKL(
-            block_out_channels=(32, 32, 64, 64),
-            layers_per_block=1,
-            down_block_types=("DownEncoderBlock2D",) * 4,
-            up_block_types=("UpDecoderBlock2D",) * 4,
-            latent_channels=4,
-            scaling_factor=0.13025,
-        ),
+        unet=UNet2DConditionModel(**unet),
+        vae=AutoencoderKL(**vae),
         text_encoder_1=CLIPTextModel(CLIPTextConfig(**_text_config(TEXT_WIDTHS[0], "quick_gelu"))),
         text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**_text_config(TEXT_WIDTHS[1], "gelu"))),
     )
@@ -73,7 +76,7 @@ def small_sdxl_file(small_sdxl_modules: SimpleNamespace, tmp_path_factory: pytes
     return path
 
 
-def _text_config(width: int, activation: str) -> dict[str, object]:
+def _text_config(width: int, activation: str) -> dict[str, Any]:
     size = len(_vocabulary()[0])
     return {
         "vocab_size": size,

@@ -1,6 +1,7 @@
 """Captioned toy pictures, drawn from a seed, and the reader that says what a picture shows.
 
-A picture is one shape of one colour and texture on a plain background. The toy models are trained on such pictures; the reader measures whether a generated picture shows what its caption says.
+A picture is one shape of one colour and texture on a plain background. The toy models are trained on such pictures; the reader measures
+whether a generated picture shows what its caption says.
 The new look (`NEW_LOOK_WORD`, a magenta frame) is not part of the base models' data: it is what a demo teaches them.
 """
 

@@ -1,6 +1,7 @@
 """The toy SDXL: SDXL's own classes at a small size, and its small CLIP tokenizer.
 
-Everything that a loader cannot read from the shapes of a checkpoint equals SDXL: 32 norm groups, attention heads of 64 channels, linear projections, activations, positions, latents scale.
+Everything that a loader cannot read from the shapes of a checkpoint equals SDXL: 32 norm groups, attention heads of 64 channels,
+linear projections, activations, positions, latents scale.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import json
 import re
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import ftfy
@@ -172,7 +174,7 @@ def _byte_characters() -> list[str]:
 
 
 def _commonest_pair(spelled: list[list[str]]) -> tuple[str, str]:
-    counts = Counter(pair for parts in spelled for pair in zip(parts, parts[1:], strict=False))
+    counts = Counter(pair for parts in spelled for pair in pairwise(parts))
     return min(counts, key=lambda pair: (-counts[pair], pair))
 
 

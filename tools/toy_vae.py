@@ -24,7 +24,7 @@ _PICTURE_SHARE, _FRAMED_SHARE = 0.6, 0.2  # the rest: rectangles and gradients
 class VaeTraining:
     """How the VAE is trained."""
 
-    steps: int = 1600
+    steps: int = 1000
     batch: int = 4
     learning_rate: float = 3e-4
     warm_up: int = 50
@@ -35,13 +35,29 @@ class VaeTraining:
     save_every: int = 100
 
 
+@dataclass(kw_only=True, frozen=True)
+class DecoderTraining:
+    """How the decoder is trained further on fixed latents."""
+
+    steps: int = 1000
+    batch: int = 6
+    learning_rate: float = 4e-4
+    warm_up: int = 50
+    edge_weight: float = 0.5
+    latent_noise: float = 0.06
+    seed: int = 3
+    log_every: int = 50
+    save_every: int = 100
+
+
 def train_vae(vae: AutoencoderKL, training: VaeTraining, scratch: Path) -> dict[str, float]:
     """Train in place, resuming from the scratch folder; returns the final loss, PSNR and seconds."""
     vae.train().to(memory_format=torch.channels_last)
-    pass_colours_through(vae, pixels_of(_drawn(300, 0, 32)))
     optimizer = torch.optim.AdamW(vae.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
     run = Run(path=scratch / "vae_run.pt", networks=nn.ModuleDict({"vae": vae}), optimizer=optimizer)
     run.resume()
+    if run.step == 0:
+        pass_colours_through(vae, pixels_of(_drawn(300, 0, 32)))
     while run.step < training.steps:
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
@@ -52,6 +68,26 @@ def train_vae(vae: AutoencoderKL, training: VaeTraining, scratch: Path) -> dict[
         if run.step % training.save_every == 0 or run.step == training.steps:
             run.save()
             print(f"vae step {run.step} psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB", flush=True)
+    return {"steps": run.step, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
+
+
+def sharpen_decoder(vae: AutoencoderKL, training: DecoderTraining, scratch: Path) -> dict[str, float]:
+    """Train the decoder alone, further: the latents, and so the U-Net, stay as they are. Noise on the latents stands for the U-Net's errors."""
+    vae.train().to(memory_format=torch.channels_last)
+    decoder = nn.ModuleDict({"entry": vae.post_quant_conv, "decoder": vae.decoder})
+    optimizer = torch.optim.AdamW(decoder.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    run = Run(path=scratch / "decoder_run.pt", networks=decoder, optimizer=optimizer)
+    run.resume()
+    while run.step < training.steps:
+        for group in optimizer.param_groups:
+            group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
+        loss = _decoder_step(vae, decoder, optimizer, training, run.step)
+        run.step += 1
+        if run.step % training.log_every == 0:
+            print(f"decoder step {run.step}/{training.steps} loss {loss:.4f} {run.elapsed():.0f} s", flush=True)
+        if run.step % training.save_every == 0 or run.step == training.steps:
+            run.save()
+            print(f"decoder step {run.step} psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB", flush=True)
     return {"steps": run.step, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
 
 
@@ -101,6 +137,19 @@ def _step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, training: VaeTra
     loss = _restoration(restored, pixels, training.edge_weight) + training.kl_weight * kl
     loss.backward()
     nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return loss.item()
+
+
+def _decoder_step(vae: AutoencoderKL, decoder: nn.ModuleDict, optimizer: torch.optim.Optimizer, training: DecoderTraining, step: int) -> float:
+    pixels = pixels_of(_mixed(np.random.default_rng((training.seed, step)), training.batch))
+    latents = encode(vae, pixels)
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(training.seed * 1_000_000 + step))
+    restored = vae.decode((latents + training.latent_noise * noise) / LATENT_SCALE).sample
+    loss = _restoration(restored, pixels, training.edge_weight)
+    loss.backward()
+    nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.item()

@@ -1,7 +1,9 @@
 """The starting point of the toy VAE's training: weights that already pass the mean colour of each 8x8 cell through.
 
-With 32 norm groups of one or two channels a norm takes the mean out of flat pictures, and random weights need long to bring it back. So every group holds one signal channel and one reference channel of large, fixed
-variance (made by zero padding at the border), which makes the norms nearly linear; the signals are the three colours and their negatives, for silu(x) - silu(-x) = x. Residual branches start at zero.
+With 32 norm groups of one or two channels a norm takes the mean out of flat pictures, and random weights need long to bring it back.
+So even channels carry signals and odd ones a reference of large, fixed variance (made by zero padding at the border): in groups of
+two the norms are nearly linear. The first signals are the three colours and their negatives, for silu(x) - silu(-x) = x. Residual
+branches start at zero.
 """
 
 from __future__ import annotations

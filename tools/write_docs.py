@@ -1,14 +1,18 @@
-"""Write `docs/options.md` from the declared options: `python -m tools.write_docs`."""
+"""Write `docs/options.md` and the tables of other pages from the declared options: `python -m tools.write_docs`."""
 
 from pathlib import Path
 
 from library.core.atomic import write_text
 from library.core.command_line import CONFIG_HELP, markdown_table
+from library.core.options import declared, describe
 from library.inference.script import GROUPS as GENERATION_GROUPS
 from library.models.architecture import architecture_named
 from library.training.run import option_groups
+from networks.lokr import LoKrArguments
+from networks.selection import NetworkArguments
 
-PAGE = Path(__file__).parent.parent / "docs" / "options.md"
+DOCS = Path(__file__).parent.parent / "docs"
+HEAD = "| argument | type | meaning |\n| --- | --- | --- |\n"
 
 
 def options_page() -> str:
@@ -30,6 +34,20 @@ def options_page() -> str:
     )
 
 
+def adapters_page() -> str:
+    """docs/adapters.md with its table of network arguments made anew; what stands around the table is kept."""
+    before, _, rest = (DOCS / "adapters.md").read_text(encoding="utf-8").partition(HEAD)
+    after = rest[rest.index("\n\n") :] if "\n\n" in rest else rest
+    rows = [f"| `{entry.name}` | {describe(entry.kind).replace('|', ' or ')} | {entry.help} |" for entry in declared(NetworkArguments)]
+    rows += [
+        f"| `{entry.name}` (LoKr) | {describe(entry.kind)} | {entry.help} |" for entry in declared(LoKrArguments) if entry.name == "factor"
+    ]
+    return before + HEAD + "\n".join(rows) + after
+
+
+PAGES = {"options.md": options_page, "adapters.md": adapters_page}
+
 if __name__ == "__main__":
-    write_text(PAGE, options_page())
-    print(f"wrote {PAGE.name}")
+    for name, page in PAGES.items():
+        write_text(DOCS / name, page())
+        print(f"wrote {name}")

@@ -105,10 +105,8 @@ def _reading(path: Path, read: Callable[[Image.Image], Read]) -> Read:
 
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 where there is none; read without decoding, which PNG's own `getexif` would do."""
-    try:
-        return int(Image.Image.getexif(image).get(_ORIENTATION) or 1)
-    except (SyntaxError, ValueError, TypeError, EOFError, struct.error):
-        return 1  # damaged EXIF turns nothing, as in every viewer
+    orientation = Image.Image.getexif(image).get(_ORIENTATION)
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

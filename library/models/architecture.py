@@ -29,6 +29,7 @@ class Target:
     path: str  # dotted path in the original checkpoint; what user patterns see
     module_path: str  # dotted path in the library's class
     group: str  # documented container: Transformer2DModel, ResnetBlock2D, Downsample2D, Upsample2D, CLIPAttention, CLIPMLP, ...
+    container: str  # dotted path of that container in the original checkpoint; `path` lies below it
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,14 @@
 """Before the first step: accelerator, seed, training data and caches."""
 
 import random
+from collections.abc import Iterator
 from functools import partial
+from itertools import groupby
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 
 from library.core.command_line import OptionSet
 from library.core.log import get_logger
@@ -87,10 +88,16 @@ def fill_caches(arch: Architecture, models: Models, data: TrainingData, options:
                 encoder.to("cpu")
 
 
-def batches_of(data: TrainingData, epoch: int, accelerator: Accelerator) -> DataLoader[Batch]:
-    """This rank's batches of an epoch (counted from 0), in order."""
+def epochs_of(data: TrainingData, epochs: int, accelerator: Accelerator) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """The epochs (counted from 1), each with this rank's batches in order; workers live on where the user wants them persistent."""
     workers = 0 if data.has_latents_in_memory else worker_count(data.options)
-    return batch_loader(data, epoch, rank=accelerator.process_index, world=accelerator.num_processes, workers=workers)
+    load = partial(batch_loader, data, rank=accelerator.process_index, world=accelerator.num_processes, workers=workers)
+    if workers and data.options.persistent_data_loader_workers:
+        for epoch, batches in groupby(load(0, epochs=epochs), key=lambda batch: batch.epoch):
+            yield epoch + 1, batches
+    else:
+        for epoch in range(epochs):
+            yield epoch + 1, iter(load(epoch))
 
 
 def _encode_pixels(arch: Architecture, vae: nn.Module, pixels: Tensor, device: torch.device) -> Tensor:

@@ -25,7 +25,7 @@ from library.training.model import TrainingModel
 from library.training.not_yet import NOT_YET
 from library.training.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
 from library.training.precision import PrecisionOptions, checkpoint_gradients, store_as_fp8
-from library.training.prepare import batches_of, fill_caches, load_data, make_accelerator, resolved_seed
+from library.training.prepare import epochs_of, fill_caches, load_data, make_accelerator, resolved_seed
 from library.training.progress import LogOptions, Progress
 from library.training.save import SaveOptions, Saver
 from library.training.schedule import ScheduleOptions, build_schedule
@@ -123,8 +123,8 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     seed = resolved_seed(options[RunOptions].seed)
     data = load_data(arch, options, seed)
     run = set_up(arch, options, accelerator, data, seed, saver)
-    for epoch in range(1, run.length.epochs + 1):
-        train_epoch(run, epoch)
+    for epoch, batches in epochs_of(data, run.length.epochs, accelerator):
+        train_epoch(run, epoch, batches)
         if saver.due_after_epoch(epoch, run.length.epochs):
             save(run, saver.epoch_file(epoch), epoch)
             saver.remove_old_epochs(epoch)
@@ -166,10 +166,10 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     return run
 
 
-def train_epoch(run: Run, epoch: int) -> None:
+def train_epoch(run: Run, epoch: int, batches: Iterable[Batch]) -> None:
     """One epoch, counted from 1: every batch of this rank once, or until the last step of the run."""
     run.trained.network.on_epoch_start(run.trained.models.text_encoders, run.trained.models.denoiser)
-    for group in _grouped(batches_of(run.data, epoch - 1, run.accelerator), run.options[RunOptions].gradient_accumulation_steps):
+    for group in _grouped(batches, run.options[RunOptions].gradient_accumulation_steps):
         update(run, group)
         if run.saver.due_after_step(run.step) and run.step < run.length.steps:
             save(run, run.saver.step_file(run.step), epoch)

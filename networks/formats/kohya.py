@@ -122,4 +122,4 @@ def _is_adaptable(layer: nn.Module) -> bool:
 
 def _outside_the_table(part: Part, path: str) -> Target:
     """A layer that the family's table does not list, though other tools may adapt it (LyCORIS: conv_in, time embedding)."""
-    return Target(name=underscored(part.prefix, path), path=path, module_path=path, group="")
+    return Target(name=underscored(part.prefix, path), path=path, module_path=path, group="", container="")

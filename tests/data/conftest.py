@@ -3,8 +3,8 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
+from dataset_samples import noise
 from hypothesis import settings
 from PIL import Image
 
@@ -16,11 +16,6 @@ settings.load_profile("hadron")
 
 MakeFolder = Callable[..., Path]
 Build = Callable[..., TrainingData]
-
-
-def noise(size: Size, seed: int = 0, channels: int = 3) -> np.ndarray:
-    """Random bytes of a picture (height, width, channels)."""
-    return np.random.default_rng(seed).integers(0, 256, (size[1], size[0], channels), dtype=np.uint8)
 
 
 @pytest.fixture
@@ -47,8 +42,3 @@ def build(tmp_path: Path) -> Build:
         return build_training_data(DataOptions(**options), seed=seed, resolution_step=32, default_resolution=64)
 
     return build_from
-
-
-def one_subset(folder: Path, dataset: str = "", subset: str = "") -> str:
-    """A dataset file with one subset."""
-    return f"[[datasets]]\nresolution = 64\n{dataset}\n[[datasets.subsets]]\nimage_dir = '{folder.as_posix()}'\n{subset}\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_subset
+from dataset_samples import one_subset
 from PIL import Image
 from torch import Tensor
 

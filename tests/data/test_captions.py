@@ -1,6 +1,7 @@
 """Captions: what is read, and what the model reads at each use."""
 
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,7 @@ from library.data.options import SubsetOptions
 
 
 def compose(caption: str, seed: int = 0, **options) -> str:
-    return composed_caption(caption, SubsetOptions(image_dir="x", **options), random.Random(seed))
+    return composed_caption(caption, SubsetOptions(image_dir=Path("x"), **options), random.Random(seed))
 
 
 def draws(caption: str, **options) -> set[str]:
@@ -67,19 +68,19 @@ def test_the_secondary_separator_keeps_its_parts_together_while_shuffling():
 
 
 def test_the_rate_of_dropout_is_what_was_asked():
-    options = SubsetOptions(image_dir="x", caption_dropout_rate=0.3)
+    options = SubsetOptions(image_dir=Path("x"), caption_dropout_rate=0.3)
     empty = sum(drawn_caption("a", options, epoch=0, draw=random.Random(n)) == "" for n in range(2000))
     assert 0.25 < empty / 2000 < 0.35
 
 
 def test_every_nth_epoch_is_counted_from_one():
-    options = SubsetOptions(image_dir="x", caption_dropout_every_n_epochs=3)
+    options = SubsetOptions(image_dir=Path("x"), caption_dropout_every_n_epochs=3)
     seen = [drawn_caption("a", options, epoch=epoch, draw=random.Random(0)) for epoch in range(6)]
     assert seen == ["a", "a", "", "a", "a", ""]
 
 
 def test_dropout_leaves_neither_prefix_nor_suffix():
-    options = SubsetOptions(image_dir="x", caption_dropout_rate=1.0, caption_prefix="p", caption_suffix="s")
+    options = SubsetOptions(image_dir=Path("x"), caption_dropout_rate=1.0, caption_prefix="p", caption_suffix="s")
     assert drawn_caption("a", options, epoch=0, draw=random.Random(0)) == ""
 
 
@@ -100,7 +101,7 @@ def test_any_text_can_be_composed_and_the_same_draw_gives_the_same_text(text, sh
 
 
 def test_a_byte_order_mark_is_not_part_of_the_caption(tmp_path):
-    (tmp_path / "a.txt").write_bytes("﻿caf\u00e9".encode())
+    (tmp_path / "a.txt").write_bytes("\ufeffcaf\u00e9".encode())
     assert read_caption(tmp_path / "a.txt", every_line=False) == "caf\u00e9"
 
 

@@ -4,7 +4,7 @@ import json
 import os
 
 import pytest
-from conftest import one_subset
+from dataset_samples import one_subset
 
 from library.core.options import OptionError, declared
 from library.data.config import read_datasets
@@ -128,7 +128,8 @@ keep_tokens = "many"
         ),
         (
             "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\ncolor_aug = true",
-            "data.toml line 4 ([[datasets.subsets]] 1.1): 'color_aug' is known to sd-scripts, but not available yet in this version; remove it",
+            "data.toml line 4 ([[datasets.subsets]] 1.1): 'color_aug' is known to sd-scripts, "
+            "but not available yet in this version; remove it",
         ),
         (
             "[general]\nmax_token_length = 225\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'",
@@ -136,7 +137,8 @@ keep_tokens = "many"
         ),
         (
             "[[datasets]]\ntrain_batch_size = 2\n[[datasets.subsets]]\nimage_dir = 'a'",
-            "data.toml line 2 ([[datasets]] 1): unknown key 'train_batch_size'; did you mean 'batch_size' (allowed in [general], [[datasets]])?",
+            "data.toml line 2 ([[datasets]] 1): unknown key 'train_batch_size'; "
+            "did you mean 'batch_size' (allowed in [general], [[datasets]])?",
         ),
         ("[[dataset]]\nx = 1", "data.toml line 1: unknown table 'dataset'; did you mean 'datasets'?"),
         ("resolution = 5", "data.toml line 1: 'resolution' stands outside of every table; it is allowed in [general], [[datasets]]"),
@@ -145,7 +147,8 @@ keep_tokens = "many"
         ("[[datasets]]", "data.toml line 1 ([[datasets]] 1): has no [[datasets.subsets]]; add one that names an image_dir"),
         (
             "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2",
-            "data.toml line 2 ([[datasets.subsets]] 1.1): image_dir is required: folder with the images and caption files (not its subfolders)",
+            "data.toml line 2 ([[datasets.subsets]] 1.1): image_dir is required: "
+            "folder with the images and caption files (not its subfolders)",
         ),
     ],
 )

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from conftest import one_subset
+from dataset_samples import one_subset
 
 from library.core.options import OptionError
 

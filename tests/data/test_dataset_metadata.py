@@ -2,7 +2,7 @@
 
 import json
 
-from conftest import one_subset
+from dataset_samples import one_subset
 
 from library.data.metadata import dataset_metadata
 

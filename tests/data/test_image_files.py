@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import noise
+from dataset_samples import noise
 from PIL import Image
 
 from library.data.buckets import Placement

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import one_subset
+from dataset_samples import one_subset
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -23,6 +23,8 @@ OTHER_DEFAULT = {
     "lr_warmup_steps": "a text, read as steps or a share",
     "text_encoder_lr": "an empty list",
     "console_log_level": "INFO is what none means",
+    "max_embeddings_multiples": "1 is what none means",
+    "vae_batch_size": "whole numbers only",
 }
 """Options whose default is written another way than in sd-scripts -> why that is the same."""
 

@@ -66,8 +66,9 @@ def test_the_same_seed_gives_the_same_bytes_with_and_without_caches_and_workers(
     small_sdxl_file: Path, images: Path, tmp_path: Path
 ) -> None:
     ways = {"plain": [], "cached": ["--cache_latents"], "workers": ["--max_data_loader_n_workers", "2"]}
+    ways["persistent"] = [*ways["workers"], "--persistent_data_loader_workers"]
     losses = {way: run(small_sdxl_file, images, tmp_path / way, "--max_train_epochs", "2", *extra).losses for way, extra in ways.items()}
-    assert losses["plain"] == losses["workers"]
+    assert losses["plain"] == losses["workers"] == losses["persistent"]
     torch.testing.assert_close(torch.tensor(losses["plain"]), torch.tensor(losses["cached"]), rtol=1e-4, atol=1e-5)  # VAE batches differ
     first, second = (load_tensors(tmp_path / way / "net.safetensors") for way in ("plain", "workers"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from library.core.log import get_logger, warn_once
 from library.core.tensor_file import listing
-from library.models.sdxl.components import COMPONENTS, TEXT_1, TEXT_2, UNET, VAE, Component, build_vae, load_component
+from library.models.sdxl.components import COMPONENTS, TEXT_1, TEXT_2, UNET, VAE, Component, Plan, build_vae, plan
 from library.models.sdxl.configuration import DIFFUSERS_VAE, LATENT_SCALE, SIZE_NUMBERS, SIZE_WIDTH, vae_config
 from library.models.sdxl.folder import SUBFOLDERS, folder_weights
 from library.models.sdxl.keymap import Source, originals
@@ -50,17 +50,17 @@ def load_checkpoint(
     Raises `ValueError` that names the file and every missing, extra or misshapen tensor, or says which other model it seems to be.
     """
     path = Path(path)
+    if not path.exists():
+        raise ValueError(
+            f"{path}: no such file or folder; models are not downloaded: give a .safetensors file or a folder in diffusers layout"
+        )
     wanted = [component for component in COMPONENTS if component is not VAE or vae is None]
     sources = _folder_sources(path, wanted) if path.is_dir() else _single_file_sources(path, wanted)
-    modules: dict[Component, nn.Module] = {}
-    problems: list[str] = []
-    for component, (source, weights) in sources.items():
-        try:
-            modules[component] = load_component(source, weights, vae_dtype or dtype if component is VAE else dtype, device)
-        except ValueError as error:
-            problems.append(str(error))
-    if problems:
-        raise ValueError(f"{path}: not a complete SDXL checkpoint\n" + "\n".join(problems))
+    plans = _plan_all(path, sources)  # every fault is found before the first tensor is read
+    dtypes = {VAE: vae_dtype or dtype}
+    modules = {
+        component: plans[component].fill(weights, dtypes.get(component, dtype), device) for component, (_, weights) in sources.items()
+    }
     if vae is not None:
         modules[VAE] = load_vae(vae, dtype=vae_dtype or dtype, device=device)
     loaded = Loaded(unet=modules[UNET], vae=modules[VAE], text_encoder_1=modules[TEXT_1], text_encoder_2=modules[TEXT_2])
@@ -77,9 +77,10 @@ def load_vae(path: Path | str, *, dtype: torch.dtype, device: torch.device) -> n
         weights = Weights([path], _meaningful)
         component = _vae_layout(path, weights)
     try:
-        return load_component(component, weights, dtype, device)
+        planned = plan(component, weights.under(component.prefix))
     except ValueError as error:
         raise ValueError(f"{path}: not a complete VAE of SDXL\n{error}") from error
+    return planned.fill(weights, dtype, device)
 
 
 def single_file_state_dict(
@@ -126,6 +127,19 @@ def _meaningful(key: str) -> str | None:
 
 def _folder_sources(path: Path, wanted: list[Component]) -> dict[Component, tuple[Component, Weights]]:
     return {component: folder_weights(component, path / SUBFOLDERS[component]) for component in wanted}
+
+
+def _plan_all(path: Path, sources: Mapping[Component, tuple[Component, Weights]]) -> dict[Component, Plan]:
+    plans: dict[Component, Plan] = {}
+    problems: list[str] = []
+    for component, (source, weights) in sources.items():
+        try:
+            plans[component] = plan(source, weights.under(source.prefix))
+        except ValueError as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError(f"{path}: not a complete SDXL checkpoint\n" + "\n".join(problems))
+    return plans
 
 
 def _vae_layout(path: Path, weights: Weights) -> Component:

@@ -24,21 +24,28 @@ class Component:
     sources: Callable[[nn.Module], dict[str, Source]]
 
 
-def load_component(component: Component, weights: Weights, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The module that the weights under the component's prefix describe, frozen, in eval mode.
+@dataclass(frozen=True)
+class Plan:
+    """An empty module, and where its tensors stand in the weights."""
 
-    Tensors are cast one by one, so that a second copy of the whole never exists. Raises `ValueError` with every missing, extra and
-    misshapen key.
+    module: nn.Module
+    prefix: str
+    sources: dict[str, Source]
+
+    def fill(self, weights: Weights, dtype: torch.dtype, device: torch.device) -> nn.Module:
+        """The module with its tensors, cast one by one so that a second copy of the whole never exists; frozen, in eval mode."""
+        tensors = weights.read(self.prefix + source.key for source in self.sources.values())
+        pairs = zip(self.sources.items(), tensors, strict=True)
+        state = {name: source.form.read(tensor).to(device, dtype) for (name, source), tensor in pairs}
+        self.module.load_state_dict(state, strict=True, assign=True)
+        return self.module.to(device).eval().requires_grad_(False)  # .to moves the buffers that no file holds
+
+
+def plan(component: Component, shapes: Shapes) -> Plan:
+    """The module that these shapes (without the component's prefix) describe.
+
+    Raises `ValueError` with every missing, extra and misshapen key.
     """
-    module, sources = plan(component, weights.under(component.prefix))
-    tensors = weights.read(component.prefix + source.key for source in sources.values())
-    state = {name: source.form.read(tensor).to(device, dtype) for (name, source), tensor in zip(sources.items(), tensors, strict=True)}
-    module.load_state_dict(state, strict=True, assign=True)
-    return module.to(device).eval().requires_grad_(False)  # .to moves the buffers that no file holds
-
-
-def plan(component: Component, shapes: Shapes) -> tuple[nn.Module, dict[str, Source]]:
-    """An empty module for these shapes, and the sources of its tensors. Raises `ValueError` with every missing, extra and misshapen key."""
     try:
         module = component.build(shapes)
     except ValueError as error:
@@ -49,7 +56,7 @@ def plan(component: Component, shapes: Shapes) -> tuple[nn.Module, dict[str, Sou
     problems = _mismatches(component, module, sources, shapes)
     if problems:
         raise ValueError("\n".join(problems))
-    return module, sources
+    return Plan(module, component.prefix, sources)
 
 
 # Empty modules

@@ -1,12 +1,11 @@
 """What a tensor file seems to be when it is not an SDXL checkpoint, told from its keys."""
 
 import re
-from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from library.models.sdxl.configuration import Shapes
 
-SDXL_MARKS = ("model.diffusion_model.label_emb.0.0.weight", "conditioner.embedders.0.transformer.text_model.final_layer_norm.weight")
+SDXL_MARKS = ("model.diffusion_model.input_blocks.", "conditioner.embedders.0.transformer.")  # all SDXL checkpoints have keys under both
 
 
 @dataclass(frozen=True)
@@ -30,26 +29,20 @@ LOOKALIKES = (
     Lookalike(r"^cond_stage_model\.transformer\.", "a Stable Diffusion 1.x checkpoint"),
     Lookalike(r"^cond_stage_model\.model\.", "a Stable Diffusion 2.x checkpoint"),
     Lookalike(r"^conditioner\.embedders\.0\.model\.", "an SDXL refiner", "give the base model"),
+    Lookalike(r"^(model\.diffusion_model\.)?input_blocks\.", "a U-Net without its text encoders"),
     Lookalike(r"^(encoder|decoder)\.(downsamples|upsamples)\.", "a Qwen-Image or Wan VAE"),
     Lookalike(r"^(first_stage_model\.)?(encoder|decoder)\.(down|up|mid)", "a VAE without the other models", "give it to --vae"),
     Lookalike(r"^(model\.)?layers\.\d+\.self_attn", "a language model"),
     Lookalike(
         r"^(unet\.)?down_blocks\.", "a U-Net in diffusers layout", "give the folder that holds unet, vae, text_encoder and text_encoder_2"
     ),
-    Lookalike(r"^(model\.diffusion_model\.)?input_blocks\.", "a U-Net without its text encoders"),
     Lookalike(r"text_model\.encoder\.layers|resblocks\.", "a text encoder without the other models"),
 )
 
 
 def seems_to_be(shapes: Shapes) -> str | None:
     """Half a sentence that says which other kind of file these keys are, and what to do; None for an SDXL checkpoint or the unknown."""
-    if all(mark in shapes for mark in SDXL_MARKS) and not any(re.search(LOOKALIKES[0].pattern, key) for key in shapes):
+    if all(any(key.startswith(mark) for key in shapes) for mark in SDXL_MARKS):
         return None
-    kind = next((kind for kind in LOOKALIKES if _any(shapes, re.compile(kind.pattern).search)), None)
-    if kind is None:
-        return None
-    return f"it seems to be {kind.what}; {kind.advice}"
-
-
-def _any(keys: Collection[str], claim: Callable[[str], object]) -> bool:
-    return any(claim(key) for key in keys)
+    kind = next((kind for kind in LOOKALIKES if any(map(re.compile(kind.pattern).search, shapes))), None)
+    return f"it seems to be {kind.what}; {kind.advice}" if kind else None

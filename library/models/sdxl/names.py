@@ -49,6 +49,7 @@ def _unet_targets(unet: nn.Module) -> Iterator[Target]:
                 path=path,
                 module_path=f"{block.module_path}.{layer}".rstrip("."),
                 group=block.container,
+                container=block.path if original else block.path.rpartition(".")[0],
             )
 
 
@@ -74,7 +75,13 @@ def _text_targets(part: Part, encoder: nn.Module) -> Iterator[Target]:
     for n in range(len(list(layers.children()))):
         for group, layer in TEXT_LAYERS:
             path = f"text_model.encoder.layers.{n}.{layer}"
-            yield Target(name=_name(part.prefix, path), path=path, module_path=level + path.removeprefix("text_model."), group=group)
+            yield Target(
+                name=_name(part.prefix, path),
+                path=path,
+                module_path=level + path.removeprefix("text_model."),
+                group=group,
+                container=f"text_model.encoder.layers.{n}.{layer.partition('.')[0]}",
+            )
 
 
 def _name(prefix: str, path: str) -> str:

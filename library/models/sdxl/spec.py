@@ -82,13 +82,15 @@ class SDXL(Architecture):
 
     def encode_images(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
         """Latents in float32: a sample of the posterior drawn with `generator`, or its mode without. `ValueError` on overflow."""
-        posterior = cast(Any, vae).encode(_like_weights(vae, pixels)).latent_dist
+        with _weights_precision(vae):
+            posterior = cast(Any, vae).encode(_like_weights(vae, pixels)).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
         return _finite(vae, latents.float() * LATENT_SCALE, "latents")
 
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """Pixels in float32. `ValueError` on overflow."""
-        pixels = cast(Any, vae).decode(_like_weights(vae, latents / LATENT_SCALE)).sample
+        with _weights_precision(vae):
+            pixels = cast(Any, vae).decode(_like_weights(vae, latents / LATENT_SCALE)).sample
         return _finite(vae, pixels.float(), "pixels").clamp(-1, 1)
 
     def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str], options: Any) -> Tokens:
@@ -98,10 +100,10 @@ class SDXL(Architecture):
         return text.encode_text(text_encoders, tokens)
 
     def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, text: TextStates, sizes: Sizes) -> Tensor:
-        """One pass of the U-Net; the sizes stay whole numbers, since half precision would round them."""
-        numbers = torch.cat([sizes.original, sizes.crop, sizes.target], dim=1)
+        """One pass of the U-Net, in the precision of its inputs; the sizes stay whole numbers, since half precision would round them."""
+        numbers = torch.cat([sizes.original, sizes.crop, sizes.target], dim=1).to(noisy.device)
         conditions = {"text_embeds": text["pooled"], "time_ids": numbers}
-        return denoiser(noisy, timesteps, encoder_hidden_states=text["hidden_states"], added_cond_kwargs=conditions).sample
+        return denoiser(noisy, timesteps.to(noisy.device), encoder_hidden_states=text["hidden_states"], added_cond_kwargs=conditions).sample
 
     def identity(self, options: Any) -> str:
         """A digest of the weights (see `sampled_file_hash`), the vocabularies, the caption length and the VAE's precision.
@@ -138,6 +140,11 @@ class SDXL(Architecture):
 ARCHITECTURE = SDXL()
 
 
+def _weights_precision(vae: nn.Module) -> torch.autocast:
+    """Autocast off: it would run a VAE kept in 32 bits in the half precision that overflows."""
+    return torch.autocast(next(vae.parameters()).device.type, enabled=False)
+
+
 def _like_weights(module: nn.Module, x: Tensor) -> Tensor:
     weight = next(module.parameters())
     return x.to(weight.device, weight.dtype)
@@ -147,7 +154,7 @@ def _finite(vae: nn.Module, x: Tensor, what: str) -> Tensor:
     if torch.isfinite(x).all():
         return x
     dtype = next(vae.parameters()).dtype
-    advice = "give --no_half_vae" if dtype is torch.float16 else "the weights or the images are broken"
+    advice = "give --no_half_vae" if dtype is torch.float16 else "its weights or what it was given are broken"
     raise ValueError(f"the VAE in {str(dtype).removeprefix('torch.')} gave {what} that are not finite: {advice}")
 
 

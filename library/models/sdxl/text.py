@@ -32,6 +32,7 @@ def build_tokenizers(vocabularies: Sequence[Vocabulary], text_encoders: Sequence
             )
         merges: Any = vocabulary.merges
         tokenizers.append(CLIPTokenizer(vocab=vocabulary.ids, merges=merges, model_max_length=config.max_position_embeddings))
+    logger.info("tokenizer: %s", vocabularies[0].where)
     tokenizers[1].pad_token_id = 0  # set now: a pad token given to the constructor would become special in captions too
     return tokenizers
 
@@ -59,7 +60,7 @@ def encode_text(text_encoders: Sequence[nn.Module], tokens: Tokens) -> TextState
     `hidden_states[-2]` of transformers is the output of the last layer but one, without the final norm, as SDXL was trained.
     The pooled vector is that of the first chunk.
     """
-    outputs = [encoder(tokens[key].flatten(0, 1), output_hidden_states=True) for key, encoder in zip(IDS, text_encoders, strict=True)]
+    outputs = [_encoded(encoder, tokens[key].flatten(0, 1)) for key, encoder in zip(IDS, text_encoders, strict=True)]
     states = [_rejoined(output.hidden_states[-2], tokens[key]) for key, output in zip(IDS, outputs, strict=True)]
     chunks = tokens[IDS[1]].shape[1]
     return {"hidden_states": torch.cat(states, dim=-1), "pooled": outputs[1].text_embeds[::chunks]}
@@ -77,6 +78,10 @@ def _chunked(tokenizer: Any, captions: Sequence[str], chunks: int) -> Tensor:
         pieces = [words[n * room : (n + 1) * room] for n in range(chunks)]
         rows.append([[begin, *piece, end, *[tokenizer.pad_token_id] * (room - len(piece))] for piece in pieces])
     return torch.tensor(rows, dtype=torch.int64).reshape(len(captions), chunks, room + 2)
+
+
+def _encoded(encoder: nn.Module, ids: Tensor) -> Any:
+    return encoder(ids.to(next(encoder.parameters()).device), output_hidden_states=True)
 
 
 def _rejoined(states: Tensor, ids: Tensor) -> Tensor:

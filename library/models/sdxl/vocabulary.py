@@ -55,7 +55,6 @@ def find_vocabularies(checkpoint: Path, folder: str | None = None, cache: str | 
     for source in sources:
         pair = source()
         if pair is not None:
-            logger.info("tokenizer: %s", pair[0].where)
             return pair
     raise ValueError(
         f"no CLIP tokenizer found for {checkpoint}: put {' and '.join(FILES)} of {HUB_NAME} into the folder {_beside(checkpoint)[0]}, "

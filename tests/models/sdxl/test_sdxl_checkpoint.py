@@ -5,10 +5,12 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from library.core.tensor_file import load_tensors, save_tensors
 from library.models.sdxl.checkpoint import CONSTANTS, Loaded, load_checkpoint, load_vae, single_file_state_dict
@@ -23,7 +25,7 @@ def load(path: Path, dtype: torch.dtype = torch.float32, **more) -> Loaded:
     return load_checkpoint(path, dtype=dtype, device=CPU, **more)
 
 
-def outputs(models: Loaded | SimpleNamespace) -> dict[str, Tensor]:
+def outputs(models: Any) -> dict[str, Tensor]:
     """What each of the four models answers to one fixed random input."""
     generator = torch.Generator().manual_seed(1)
     noisy, text, pooled = (torch.randn(shape, generator=generator) for shape in ((2, 4, 16, 16), (2, 77, 192), (2, 128)))
@@ -53,13 +55,12 @@ def changed(path: Path, folder: Path, change: Change) -> Path:
 @pytest.mark.parametrize("component", COMPONENTS, ids=lambda component: component.title)
 def test_every_tensor_of_the_real_checkpoint_has_its_place(component: Component):
     shapes = {key: tuple(shape) for key, shape in json.loads(gzip.decompress(SHAPES.read_bytes())).items() if not CONSTANTS.fullmatch(key)}
-    module, sources = plan(
-        component, {key.removeprefix(component.prefix): shape for key, shape in shapes.items() if key.startswith(component.prefix)}
-    )
-    state = module.state_dict()
-    assert sources.keys() == state.keys()
-    stored = {component.prefix + source.key: source.form.shape(tuple(state[name].shape)) for name, source in sources.items()}
-    assert stored == {key: shape for key, shape in shapes.items() if key.startswith(component.prefix)}
+    mine = {key: shape for key, shape in shapes.items() if key.startswith(component.prefix)}
+    planned = plan(component, {key.removeprefix(component.prefix): shape for key, shape in mine.items()})
+    state = planned.module.state_dict()
+    assert planned.sources.keys() == state.keys()
+    places = {component.prefix + source.key: source.form.shape(tuple(state[name].shape)) for name, source in planned.sources.items()}
+    assert places == mine
 
 
 def test_loaded_models_answer_as_the_source_models(small_sdxl_modules: SimpleNamespace, small_sdxl_file: Path):
@@ -73,7 +74,7 @@ def test_loaded_models_answer_as_those_of_the_diffusers_loader(small_sdxl_module
 
     small_sdxl_modules.unet.save_config(tmp_path / "unet")
     small_sdxl_modules.vae.save_config(tmp_path / "vae")
-    how = {"config": str(tmp_path), "local_files_only": True}
+    how: dict[str, Any] = {"config": str(tmp_path), "local_files_only": True}
     theirs = SimpleNamespace(**vars(small_sdxl_modules))
     theirs.unet = UNet2DConditionModel.from_single_file(str(small_sdxl_file), subfolder="unet", **how).eval()
     theirs.vae = AutoencoderKL.from_single_file(str(small_sdxl_file), subfolder="vae", **how).eval()
@@ -93,6 +94,23 @@ def test_the_file_stores_what_multiplies_the_pooled_state_from_the_right(small_s
     projection = load_tensors(small_sdxl_file)["conditioner.embedders.1.model.text_projection"]
     pooled = torch.randn(1, 128, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(small_sdxl_modules.text_encoder_2.text_projection(pooled), pooled @ projection)
+
+
+def test_text_encoder_2_computes_openclip_s_residual_blocks(small_sdxl_modules: SimpleNamespace, small_sdxl_file: Path):
+    prefix = "conditioner.embedders.1.model.transformer.resblocks.0."
+    block = {key.removeprefix(prefix): tensor for key, tensor in load_tensors(small_sdxl_file).items() if key.startswith(prefix)}
+    attention = nn.MultiheadAttention(128, 2, batch_first=True)
+    attention.load_state_dict({key.removeprefix("attn."): tensor for key, tensor in block.items() if key.startswith("attn.")})
+    x = torch.randn(1, 5, 128, generator=torch.Generator().manual_seed(0))
+
+    normed = F.layer_norm(x, (128,), block["ln_1.weight"], block["ln_1.bias"])
+    middle = x + attention(normed, normed, normed, need_weights=False)[0]
+    normed = F.layer_norm(middle, (128,), block["ln_2.weight"], block["ln_2.bias"])
+    inner = F.gelu(F.linear(normed, block["mlp.c_fc.weight"], block["mlp.c_fc.bias"]))
+    expected = middle + F.linear(inner, block["mlp.c_proj.weight"], block["mlp.c_proj.bias"])
+
+    layer = small_sdxl_modules.text_encoder_2.text_model.encoder.layers[0]
+    torch.testing.assert_close(layer(x, None), expected)
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16, torch.float64], ids=str)
@@ -174,6 +192,10 @@ def _drop(key: str) -> Change:
         (lambda t: t.update({"something.else": torch.zeros(2)}), "belong to no part of SDXL: something.else"),
         (lambda t: t.update({"model.diffusion_model.out.2.bias": torch.zeros(5)}), r"model.diffusion_model.out.2.bias \[5\] for \[4\]"),
         (lambda t: t.update({"model.diffusion_model.out.2.bias": torch.zeros(4, dtype=torch.int8)}), "quantised .*out.2.bias"),
+        (
+            _drop("conditioner.embedders.0.transformer.text_model.final_layer_norm.weight"),
+            "text encoder 1: 1 missing .*final_layer_norm.weight",
+        ),
         (_drop("conditioner.embedders.1.model.transformer.resblocks.2.attn.in_proj_weight"), "resblocks.2.attn.in_proj_weight"),
     ],
 )
@@ -205,6 +227,7 @@ def test_faults_of_all_parts_are_said_at_once(small_sdxl_file: Path, tmp_path: P
         ("encoder.downsamples.0.residual.0.gamma", "Qwen-Image"),
         ("down_blocks.0.resnets.0.conv1.weight", "diffusers layout"),
         ("model.diffusion_model.input_blocks.0.0.weight model.diffusion_model.label_emb.0.0.weight", "U-Net without its text encoders"),
+        ("model.diffusion_model.input_blocks.0.0.weight first_stage_model.encoder.down.0.x", "U-Net without its text encoders"),
         ("text_model.encoder.layers.0.mlp.fc1.weight", "a text encoder"),
         ("model.layers.0.self_attn.q_proj.weight", "a language model"),
         ("double_blocks.0.img_attn.qkv.weight", "Flux"),
@@ -236,7 +259,7 @@ def test_a_missing_file_is_named():
 # Pruned relatives
 
 
-def _shrunk(small_sdxl_modules: SimpleNamespace, **config: object) -> SimpleNamespace:
+def _shrunk(small_sdxl_modules: SimpleNamespace, **config: Any) -> SimpleNamespace:
     from diffusers import UNet2DConditionModel
 
     names = (

@@ -25,17 +25,15 @@ def full_size(part: Part) -> nn.Module:
     """The model of `part` as the shapes of the real checkpoint describe it, without memory."""
     component = COMPONENT[part.prefix]
     shapes = {key: tuple(shape) for key, shape in packed("checkpoint_shapes.json.gz").items() if not CONSTANTS.fullmatch(key)}
-    module, _ = components.plan(
-        component, {key.removeprefix(component.prefix): s for key, s in shapes.items() if key.startswith(component.prefix)}
-    )
-    return module
+    mine = {key.removeprefix(component.prefix): shape for key, shape in shapes.items() if key.startswith(component.prefix)}
+    return components.plan(component, mine).module
 
 
 @pytest.mark.parametrize("part", names.PARTS, ids=lambda part: part.name)
 def test_full_size_names_paths_groups_shapes_and_order_are_those_of_sd_scripts(part: Part):
     module = full_size(part)
     found = [
-        [target.name, target.path, target.module_path, target.group, list(module.get_submodule(target.module_path).weight.shape)]
+        [target.name, target.path, target.module_path, target.group, list(module.get_parameter(f"{target.module_path}.weight").shape)]
         for target in names.targets(part, module)
     ]
     assert found == packed("lora_names.json.gz")[ORACLE[part.prefix]]

@@ -4,6 +4,7 @@ import hashlib
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -81,10 +82,10 @@ def test_no_half_vae_keeps_the_vae_in_32_bits(small_sdxl_file: Path):
 
 
 def test_latents_without_generator_are_the_scaled_mode(models: Models, pixels: torch.Tensor):
-    assert models.vae is not None
-    latents = ARCHITECTURE.encode_images(models.vae, pixels, None)
+    vae: Any = models.vae
+    latents = ARCHITECTURE.encode_images(vae, pixels, None)
     assert latents.shape == (2, ARCHITECTURE.latent_channels, *(side // ARCHITECTURE.pixels_per_latent for side in pixels.shape[2:]))
-    torch.testing.assert_close(latents, models.vae.encode(pixels).latent_dist.mode() * LATENT_SCALE)
+    torch.testing.assert_close(latents, vae.encode(pixels).latent_dist.mode() * LATENT_SCALE)
 
 
 def test_latents_with_a_generator_are_a_sample_that_it_alone_decides(models: Models, pixels: torch.Tensor):
@@ -101,11 +102,20 @@ def test_latents_and_pixels_of_a_half_precision_vae_are_float32(options: ModelOp
     assert (latents.dtype, ARCHITECTURE.decode_latents(vae, latents).dtype) == (torch.float32, torch.float32)
 
 
-def test_decoding_undoes_the_scale_and_stays_in_range(models: Models):
+def test_autocast_does_not_lower_the_precision_of_the_vae(models: Models, pixels: torch.Tensor):
     assert models.vae is not None
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        latents = ARCHITECTURE.encode_images(models.vae, pixels, None)
+        decoded = ARCHITECTURE.decode_latents(models.vae, latents)
+    assert torch.equal(latents, ARCHITECTURE.encode_images(models.vae, pixels, None))
+    assert torch.equal(decoded, ARCHITECTURE.decode_latents(models.vae, latents))
+
+
+def test_decoding_undoes_the_scale_and_stays_in_range(models: Models):
+    vae: Any = models.vae
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    expected = models.vae.decode(latents / LATENT_SCALE).sample.clamp(-1, 1)
-    torch.testing.assert_close(ARCHITECTURE.decode_latents(models.vae, latents), expected)
+    expected = vae.decode(latents / LATENT_SCALE).sample.clamp(-1, 1)
+    torch.testing.assert_close(ARCHITECTURE.decode_latents(vae, latents), expected)
 
 
 @pytest.mark.parametrize(("dtype", "advice"), [(torch.float16, "--no_half_vae"), (torch.float32, "broken")], ids=str)

@@ -161,6 +161,12 @@ def test_a_tokenizer_in_one_file_is_read(folder: Path, tmp_path: Path):
 
 
 @pytest.mark.usefixtures("no_package")
+def test_the_hub_is_asked_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _repository, name, cache_dir: str(folder / name))
+    assert find_vocabularies(tmp_path / "model.safetensors")[0].where == str(folder)
+
+
+@pytest.mark.usefixtures("no_package")
 def test_without_any_vocabulary_the_error_says_what_to_put_where(tmp_path: Path):
     with pytest.raises(ValueError) as error:
         find_vocabularies(tmp_path / "model.safetensors", cache=str(tmp_path))

@@ -1,0 +1,1 @@
+"""Measurements: speed, memory and loss curves, side by side in one process."""
