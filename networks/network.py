@@ -171,7 +171,6 @@ class Network(TrainableNetwork):
         """Attach, after dropping the adapters of parts that are not applied. The models were bound when the network was made."""
         self.keep_parts(denoiser=apply_unet, text_encoders=apply_text_encoder)
         self.attach()
-        logger.info("%s", self.summary())
 
     def is_mergeable(self) -> bool:
         """Whether `merge_to` works."""

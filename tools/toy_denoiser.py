@@ -25,20 +25,20 @@ SIZES = (64, 64, 0, 0, 64, 64)  # original height and width, crop top and left, 
 class DenoiserTraining:
     """How the U-Net and the text encoders are trained."""
 
-    steps: int = 3000
+    steps: int = 1900
     captions: int = 24
-    latents_per_caption: int = 3
+    latents_per_caption: int = 2
     learning_rate: float = 8e-4
     text_learning_rate: float = 5e-4
     warm_up: int = 100
     ema: float = 0.997
     short_length: int = 28  # tokens kept in the first part of the training; causal encoders give the same states, in a third of the time
-    short_share: float = 0.7
+    short_share: float = 0.75
     caption_dropout: float = 0.1
     drawings: int = 8
     seed: int = 2
-    log_every: int = 25
-    save_every: int = 250
+    log_every: int = 50
+    save_every: int = 300
 
 
 @dataclass(kw_only=True)

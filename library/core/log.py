@@ -4,17 +4,20 @@ import logging
 import sys
 from pathlib import Path
 
+ROOT_LOGGER = logging.getLogger("hadron")
+"""The logger above all of ours."""
+
 _said: set[str] = set()
 
 
 def get_logger(name: str) -> logging.Logger:
     """The logger of a module: `logger = get_logger(__name__)`."""
-    return logging.getLogger(f"hadron.{name}")
+    return ROOT_LOGGER.getChild(name)
 
 
 def set_up_logging(level: str = "INFO", file: str | None = None, is_main: bool = True) -> None:
     """Send log lines to stderr, and to `file` where given; other processes than the main one only report warnings."""
-    root = logging.getLogger("hadron")
+    root = ROOT_LOGGER
     root.setLevel(level if is_main else "WARNING")
     root.propagate = False
     root.handlers.clear()

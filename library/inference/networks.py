@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from library.core.log import get_logger
 from library.core.options import option, pairs
 from library.models.architecture import Models
@@ -64,14 +62,13 @@ def attach_networks(models: Models, options: NetworkFileOptions) -> AttachedNetw
         given = {pair.name: pair.value for pair in pairs((text for text in texts.split(";") if text), "--network_args")}
         request = NetworkRequest(models=models, arguments=given, multiplier=strength, weights=file)
         network = build_network(load_network_module(module), request)
-        logger.info("%s at %g: %s", file, strength, network.summary())
+        network.eval().to(next(models.denoiser.parameters()).device)
         if options.network_merge:
             _merge(network, module)
         else:
             network.apply_to(models.text_encoders, models.denoiser)
             networks.append(network)
-        if isinstance(network, nn.Module):
-            network.eval().to(next(models.denoiser.parameters()).device)
+        logger.info("%s %s at %g: %s", "merged" if options.network_merge else "applied", file, strength, network.summary())
     return AttachedNetworks(files=files, networks=networks, strengths=strengths)
 
 

@@ -61,12 +61,6 @@ class TrainedNetwork:
     trains_text_encoders: bool
 
     @property
-    def module(self) -> nn.Module:
-        """The network as a torch module."""
-        assert isinstance(self.network, nn.Module)
-        return self.network
-
-    @property
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: exactly the optimizer's parameters, so that clipping sees nothing else."""
         return [parameter for group in self.groups for parameter in group["params"]]
@@ -90,8 +84,9 @@ def build_trained_network(models: Models, options: NetworkOptions, optimizer: Op
     network.apply_to(models.text_encoders, models.denoiser, trains_text, not options.network_train_text_encoder_only)
     if options.network_weights is not None and not options.dim_from_weights:
         logger.info("--network_weights %s: %s", options.network_weights, network.load_weights(options.network_weights))
+    logger.info("%s", network.summary())
     network.prepare_grad_etc(models.text_encoders, models.denoiser)
-    rates = list(optimizer.text_encoder_lr) or None
+    rates = optimizer.text_encoder_lr or None
     groups, names = network.prepare_optimizer_params_with_multiple_te_lrs(rates, optimizer.unet_lr, optimizer.learning_rate)
     return TrainedNetwork(network=network, models=models, groups=groups, group_names=names, trains_text_encoders=trains_text)
 

@@ -37,10 +37,7 @@ class TrainingModel(nn.Module):
         return self.arch.predict(self.denoiser, noisy, timesteps, text, sizes)
 
     def train(self, mode: bool = True) -> "TrainingModel":
-        """Switch the network's dropouts; the base stays in evaluation mode, but for gradient checkpointing of text encoders."""
-        super().train(False)
+        """Switch the network's dropouts only; the frozen models stay in the mode that they were given in."""
         self.training = mode
         self.network.train(mode)
-        for encoder in self.text_encoders:  # transformers checkpoints only in training mode; CLIP and Qwen have no dropout of their own
-            encoder.train(mode and bool(getattr(encoder, "is_gradient_checkpointing", False)))
         return self

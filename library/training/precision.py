@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -51,8 +51,10 @@ def store_as_fp8(model: nn.Module) -> int:
     return len(layers)
 
 
-def checkpoint_gradients(denoiser: nn.Module, trained_text_encoders: Iterable[nn.Module]) -> None:
+def checkpoint_gradients(denoiser: Any, trained_text_encoders: Iterable[Any]) -> None:
     """Turn on gradient checkpointing in the models' own way (diffusers, transformers)."""
-    denoiser.enable_gradient_checkpointing()  # pyright: ignore[reportCallIssue]
+    denoiser.enable_gradient_checkpointing()
     for encoder in trained_text_encoders:
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})  # pyright: ignore[reportCallIssue]
+        enable = getattr(encoder, "activation_checkpointing_enable", None) or encoder.gradient_checkpointing_enable  # its older name
+        enable({"use_reentrant": False})
+        encoder.train()  # transformers checkpoint in training mode only; CLIP and Qwen have no dropout that this would turn on

@@ -2,12 +2,15 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
+from library.core.log import ROOT_LOGGER
 from library.core.options import option
 
 
@@ -42,21 +45,26 @@ class Progress:
     def __init__(self, total_steps: int, steps_per_epoch: int, shown: bool) -> None:
         self.losses: list[float] = []
         self._recent: deque[float] = deque(maxlen=max(1, steps_per_epoch))
-        self._bar = tqdm(total=total_steps, desc="steps", disable=not shown, smoothing=0.05)
+        self._total, self._shown = total_steps, shown
+        self._bar: tqdm | None = None
+
+    @contextmanager
+    def bar(self) -> Iterator[None]:
+        """Show the bar; log lines go above it."""
+        bar = tqdm(total=self._total, desc="steps", disable=not self._shown, smoothing=0.05)
+        with logging_redirect_tqdm([ROOT_LOGGER]), bar as self._bar:
+            yield
 
     def update(self, loss: float, rates: Mapping[str, float]) -> dict[str, float]:
         """Count one optimizer step; returns its figures by tracker key (`loss/current`, `loss/average`, `lr/<group>`)."""
         self.losses.append(loss)
         self._recent.append(loss)
         average = sum(self._recent) / len(self._recent)
-        self._bar.set_postfix(avr_loss=f"{average:.4f}", lr=f"{next(iter(rates.values()), 0.0):.2e}", refresh=False)
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.set_postfix(avr_loss=f"{average:.4f}", lr=f"{next(iter(rates.values()), 0.0):.2e}", refresh=False)
+            self._bar.update()
         return {"loss/current": loss, "loss/average": average, **{f"lr/{name}": rate for name, rate in rates.items()}}
 
     def epoch_figures(self) -> dict[str, Any]:
         """The mean loss of the epoch that just ended, by tracker key."""
         return {"loss/epoch_average": sum(self._recent) / max(1, len(self._recent))}
-
-    def close(self) -> None:
-        """Leave the bar on the screen and go to the next line."""
-        self._bar.close()

@@ -123,13 +123,13 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     seed = resolved_seed(options[RunOptions].seed)
     data = load_data(arch, options, seed)
     run = set_up(arch, options, accelerator, data, seed, saver)
-    for epoch, batches in epochs_of(data, run.length.epochs, accelerator):
-        train_epoch(run, epoch, batches)
-        if saver.due_after_epoch(epoch, run.length.epochs):
-            save(run, saver.epoch_file(epoch), epoch)
-            saver.remove_old_epochs(epoch)
+    with run.progress.bar():
+        for epoch, batches in epochs_of(data, run.length.epochs, accelerator):
+            train_epoch(run, epoch, batches)
+            if saver.due_after_epoch(epoch, run.length.epochs):
+                save(run, saver.epoch_file(epoch), epoch)
+                saver.remove_old_epochs(epoch)
     save(run, saver.final_file(), run.length.epochs)
-    run.progress.close()
     accelerator.end_training()
     return RunResult(losses=run.progress.losses, file=saver.final_file())
 
@@ -147,10 +147,9 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     if precision.gradient_checkpointing:
         checkpoint_gradients(models.denoiser, models.text_encoders if trained.trains_text_encoders else [])
     encoders = [] if data.has_cached_text else models.text_encoders
-    model = TrainingModel(arch, models.denoiser, encoders, trained.module, trains_text_encoders=trained.trains_text_encoders)
+    model = TrainingModel(arch, models.denoiser, encoders, trained.network, trains_text_encoders=trained.trains_text_encoders)
     optimizer = build_optimizer(trained.groups, options[OptimizerOptions])
     schedule = build_schedule(optimizer, options[ScheduleOptions], length.steps)
-    model.train()
     prepared, optimizer = accelerator.prepare(model, optimizer)
     context = StepContext(
         arch=arch, process=arch.noise_process(), model=prepared, vae=models.vae, tokenizers=models.tokenizers,
