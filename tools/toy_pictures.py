@@ -39,14 +39,15 @@ NEW_LOOK_WORD = "glimmen"
 
 _GRID = 64  # every length below is in pixels of a 64x64 picture
 _SHADE = 0.45  # stripes and dots are the colour, darkened
+_SHADES = (1.0, 0.86, 0.72, 0.58, _SHADE)  # what blur makes of a texture lies between
 _FRAME = 6  # the new look: a frame of this width ...
 _FRAME_LINE = 2  # ... and a thin white line inside it; 8 pixels together, one cell of the latents
 _FRAME_COLOUR = (255, 0, 160)
-_INSET = 9  # what lies outside is not read: a frame may be there
+_INSET = 10  # what lies outside is not read: a frame may be there, blurred
 
 # The reader's confidence: below these it says nothing. Distances are between RGB colours in 0..255.
-_NEAR_BACKGROUND, _NEAR_COLOUR, _NEAR_FRAME = 55.0, 75.0, 90.0
-_MIN_AREA, _MAX_AREA = 0.06, 0.6  # of the part that is read
+_NEAR_BACKGROUND, _NEAR_COLOUR, _NEAR_FRAME = 55.0, 60.0, 90.0
+_MIN_AREA, _MAX_AREA = 0.08, 0.72  # of the part that is read
 _MIN_OVERLAP, _MIN_LEAD = 0.72, 0.03  # intersection over union of the best shape, and its lead before the second
 
 
@@ -220,7 +221,7 @@ def _inner_pixels(image: Image.Image) -> Array:
 
 def _read_background(pixels: Array) -> tuple[str | None, Array]:
     """The background's name and its measured colour, from the corners; no name where they are not one known colour."""
-    corners = np.concatenate([pixels[rows, columns].reshape(-1, 3) for rows in (slice(0, 5), slice(-5, None)) for columns in (slice(0, 5), slice(-5, None))])
+    corners = np.concatenate([pixels[rows, columns].reshape(-1, 3) for rows in (slice(0, 3), slice(-3, None)) for columns in (slice(0, 3), slice(-3, None))])
     ground = np.median(corners, axis=0)
     uniform = (np.linalg.norm(corners - ground, axis=-1) < _NEAR_BACKGROUND).mean() > 0.9
     name, distance = _nearest(ground, BACKGROUNDS)
@@ -230,9 +231,7 @@ def _read_background(pixels: Array) -> tuple[str | None, Array]:
 def _separate(pixels: Array, ground: Array) -> NDArray[np.bool_]:
     """Where the shape is: pixels that are clearly not background, and nearer to some colour, bright or shaded, than to it."""
     from_ground = np.linalg.norm(pixels - ground, axis=-1)
-    paints = np.asarray([np.asarray(c, float) * f for c in COLOURS.values() for f in (1.0, (1 + _SHADE) / 2, _SHADE)])
-    to_paints = np.linalg.norm(pixels[:, :, None] - paints, axis=-1)
-    return (from_ground > 38) & (to_paints.min(-1) < from_ground)
+    return (from_ground > 38) & (_paint_distances(pixels).min(-1) < from_ground)
 
 
 def _read_colour(pixels: Array, inside: NDArray[np.bool_]) -> str | None:
@@ -241,9 +240,10 @@ def _read_colour(pixels: Array, inside: NDArray[np.bool_]) -> str | None:
     shape = pixels[inner] if inner.sum() > 40 else pixels[inside]
     brightness = shape.max(axis=-1)
     bright = shape[brightness >= 0.85 * np.quantile(brightness, 0.9)]
-    name, distance = _nearest(np.median(bright, axis=0), COLOURS)
-    votes = np.asarray([_nearest(pixel, COLOURS)[0] == name for pixel in bright])
-    return name if distance < _NEAR_COLOUR and votes.mean() > 0.6 else None
+    distances = _paint_distances(bright)
+    votes = np.bincount(distances.argmin(1), minlength=len(COLOURS)) / len(bright)
+    name = int(votes.argmax())
+    return list(COLOURS)[name] if np.median(distances[:, name]) < _NEAR_COLOUR and votes[name] > 0.6 else None
 
 
 def _read_shape(inside: NDArray[np.bool_]) -> str | None:
@@ -291,6 +291,12 @@ def _shrink(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The part of a region whose four neighbours are inside too."""
     padded = np.pad(inside, 1)
     return inside & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+
+
+def _paint_distances(pixels: Array) -> Array:
+    """How far each pixel is from each colour, as it is or shaded: (..., colours)."""
+    paints = np.asarray(list(COLOURS.values()), float)[:, None] * np.asarray(_SHADES)[:, None]
+    return np.linalg.norm(pixels[..., None, None, :] - paints, axis=-1).min(-1)
 
 
 def _nearest(colour: Array, palette: dict[str, tuple[int, int, int]]) -> tuple[str, float]:

@@ -58,7 +58,7 @@ def parse_command_line(
     return OptionSet(built, frozenset(item.name for item in given))
 
 
-def run_script(main: Callable[[list[str]], None]) -> None:
+def run_script(main: Callable[[list[str]], object]) -> None:
     """Call `main` with the arguments; a `ValueError` is the user's to mend: printed without a traceback, exit status 2."""
     try:
         main(sys.argv[1:])

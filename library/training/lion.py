@@ -32,7 +32,7 @@ class Lion(Optimizer):
         return loss
 
     def _update(self, parameters: list[torch.Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
-        gradients = [parameter.grad for parameter in parameters]
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         momenta = [self.state[parameter].setdefault("momentum", torch.zeros_like(parameter)) for parameter in parameters]
         directions = torch._foreach_lerp(gradients, momenta, betas[0])
         torch._foreach_sign_(directions)

@@ -196,7 +196,7 @@ def update(run: Run, batches: list[Batch]) -> None:
     if clip > 0:
         accelerator.clip_grad_norm_(run.trained.parameters, clip)
     run.optimizer.step()
-    rates = dict(zip(run.trained.group_names, run.schedule.get_last_lr(), strict=True))
+    rates = dict(zip(run.trained.group_names, map(float, run.schedule.get_last_lr()), strict=True))
     run.schedule.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
