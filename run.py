@@ -44,7 +44,9 @@ def demo(rest: list[str]) -> int:
 def test(rest: list[str]) -> int:
     """run the whole test suite (arguments go to pytest)"""
     install(TEST_WITH, alone=TEST_ALONE)
-    return call("-m", "pytest", *(rest or ["-n", str(min(4, os.cpu_count() or 1))]))
+    workers = min(4, os.cpu_count() or 1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the processors
+    return call("-m", "pytest", *(rest or ["-n", str(workers)]))
 
 
 def check(rest: list[str]) -> int:

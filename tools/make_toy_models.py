@@ -72,6 +72,7 @@ def export(models: ToyModels, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     tensors = single_file_state_dict(models.unet, models.vae, models.text_1, models.text_2, dtype=torch.float16)
     save_file(tensors, out / "toy_sdxl.safetensors", metadata={"format": "pt", "modelspec.title": "Toy SDXL", "modelspec.license": "Apache-2.0"})
+    (out / "toy_sdxl.safetensors").chmod(0o644)
     save_tokenizer(out / "toy_sdxl.tokenizer")
     print(f"wrote {out / 'toy_sdxl.safetensors'}: {(out / 'toy_sdxl.safetensors').stat().st_size} bytes, {len(tensors)} tensors")
 

@@ -27,6 +27,7 @@ from library.training.optimizer import OptimizerOptions, build_optimizer, optimi
 from library.training.precision import PrecisionOptions, checkpoint_gradients, store_as_fp8
 from library.training.prepare import epochs_of, fill_caches, load_data, make_accelerator, resolved_seed
 from library.training.progress import LogOptions, Progress
+from library.training.rules import without_effect
 from library.training.save import SaveOptions, Saver
 from library.training.schedule import ScheduleOptions, build_schedule
 from library.training.step import StepContext, batch_loss
@@ -119,6 +120,8 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     """Train a network and save it. Checks everything that can be checked before the models are loaded."""
     accelerator = make_accelerator(options)
     set_up_logging(options[LogOptions].console_log_level, options[LogOptions].console_log_file, accelerator.is_main_process)
+    for sentence in without_effect(options):
+        logger.warning("%s", sentence)
     saver = Saver(options[SaveOptions])
     seed = resolved_seed(options[RunOptions].seed)
     data = load_data(arch, options, seed)

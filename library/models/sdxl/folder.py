@@ -14,7 +14,6 @@ from library.models.sdxl.weights import Weights
 SUBFOLDERS = {UNET: "unet", VAE: "vae", TEXT_1: "text_encoder", TEXT_2: "text_encoder_2"}
 STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = ("", ".fp16", ".bf16", ".fp32")
-LEGACY_END = 2  # configurations written before 2023 name this end token, whatever the vocabulary
 
 
 def folder_weights(component: Component, folder: Path) -> tuple[Component, Weights]:
@@ -93,10 +92,7 @@ def _text_2(config: Mapping[str, Any]) -> nn.Module:
 def _text_config(config: Mapping[str, Any]) -> Any:
     from transformers import CLIPTextConfig
 
-    text = CLIPTextConfig.from_dict(dict(config))
-    if text.eos_token_id == LEGACY_END:
-        text.eos_token_id = text.vocab_size - 1
-    return text
+    return CLIPTextConfig.from_dict(dict(config))
 
 
 _CLASSES = {UNET: "UNet2DConditionModel", VAE: "AutoencoderKL", TEXT_1: "CLIPTextModel", TEXT_2: "CLIPTextModelWithProjection"}
