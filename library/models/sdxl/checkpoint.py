@@ -106,6 +106,9 @@ def _single_file_sources(path: Path, wanted: list[Component]) -> dict[Component,
     other = seems_to_be(weights.shapes)
     if other is not None:
         raise ValueError(f"{path}: not an SDXL checkpoint: {other}")
+    velocity = [key for key in weights.shapes if key in VELOCITY_MARKS]
+    if velocity:
+        raise ValueError(f"{path}: predicts velocity (it has the tensor '{velocity[0]}'); this version knows noise prediction only")
     prefixes = tuple(component.prefix for component in COMPONENTS)
     extra = [key for key in weights.shapes if not key.startswith(prefixes)]
     if extra:
@@ -117,12 +120,10 @@ def _single_file_sources(path: Path, wanted: list[Component]) -> dict[Component,
 
 def _meaningful(key: str) -> str | None:
     """The key, or None where it is known to carry nothing for us; what a user should know of such tensors is said once."""
-    if key in VELOCITY_MARKS:  # believed aloud: the file knows it, but training must be told
-        warn_once(logger, f"the checkpoint says that it predicts velocity (tensor '{key}'): train it with --v_parameterization")
     unused = next((prefix for prefix in UNUSED if key.startswith(prefix)), None)
     if unused is not None:
         warn_once(logger, f"the tensors under '{unused}' of the checkpoint are ignored")
-    return None if unused or key in VELOCITY_MARKS or CONSTANTS.fullmatch(key) else key
+    return None if unused or CONSTANTS.fullmatch(key) else key
 
 
 def _folder_sources(path: Path, wanted: list[Component]) -> dict[Component, tuple[Component, Weights]]:
