@@ -19,7 +19,7 @@ from library.models.architecture import Architecture, Part, architecture_named, 
 from networks.base import Adapter, Dropouts
 from networks.files import read_adapter_file, save_adapter_file
 from networks.formats.kohya import NameTable, by_layer
-from networks.members import Member, read_members
+from networks.members import Member, algorithm_of, read_members
 from networks.protocol import TrainableNetwork
 from networks.rates import ParameterGroup, parameter_groups
 from networks.selection import WHERE, NetworkArguments, parts_of, plan_layers, read_arguments
@@ -162,6 +162,10 @@ class Network(TrainableNetwork):
             sides = [f"adapts {listing(foreign, 4)}, which the network does not"] if foreign else []
             sides += [f"has nothing for {listing(absent, 4)}"] if absent else []
             raise ValueError(f"it {', and '.join(sides)}; --dim_from_weights makes the network that the file holds")
+        kinds = {algorithm_of(name, found[name]).title for name in own}
+        if kinds - {adapter.title for adapter in own.values()}:
+            titles = " and ".join(sorted(kinds))
+            raise ValueError(f"it holds {titles}; name its module as --network_module, or let --dim_from_weights make what the file holds")
         for name, adapter in own.items():
             adapter.load(found[name])
 

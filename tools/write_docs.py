@@ -5,6 +5,7 @@ from pathlib import Path
 from library.core.atomic import write_text
 from library.core.command_line import CONFIG_HELP, markdown_table
 from library.core.options import declared, describe
+from library.data.options import key_table
 from library.inference.script import GROUPS as GENERATION_GROUPS
 from library.models.architecture import architecture_named
 from library.training.run import option_groups
@@ -12,7 +13,6 @@ from networks.lokr import LoKrArguments
 from networks.selection import NetworkArguments
 
 DOCS = Path(__file__).parent.parent / "docs"
-HEAD = "| argument | type | meaning |\n| --- | --- | --- |\n"
 
 
 def options_page() -> str:
@@ -36,16 +36,27 @@ def options_page() -> str:
 
 def adapters_page() -> str:
     """docs/adapters.md with its table of network arguments made anew; what stands around the table is kept."""
-    before, _, rest = (DOCS / "adapters.md").read_text(encoding="utf-8").partition(HEAD)
-    after = rest[rest.index("\n\n") :] if "\n\n" in rest else rest
     rows = [f"| `{entry.name}` | {describe(entry.kind).replace('|', ' or ')} | {entry.help} |" for entry in declared(NetworkArguments)]
     rows += [
         f"| `{entry.name}` (LoKr) | {describe(entry.kind)} | {entry.help} |" for entry in declared(LoKrArguments) if entry.name == "factor"
     ]
-    return before + HEAD + "\n".join(rows) + after
+    return _with_table("adapters.md", "| argument | type | meaning |\n| --- | --- | --- |\n", "\n".join(rows))
 
 
-PAGES = {"options.md": options_page, "adapters.md": adapters_page}
+def dataset_page() -> str:
+    """docs/dataset.md with its table of keys made anew."""
+    head, rows = key_table().strip().split("\n", 2)[:2], key_table().strip().split("\n", 2)[2]
+    return _with_table("dataset.md", "\n".join(head) + "\n", rows)
+
+
+def _with_table(name: str, head: str, rows: str) -> str:
+    """A page in which the rows under `head` are replaced, up to the next empty line."""
+    before, found, rest = (DOCS / name).read_text(encoding="utf-8").partition(head)
+    assert found, f"{name} has lost its table"
+    return before + head + rows + rest[rest.index("\n\n") :]
+
+
+PAGES = {"options.md": options_page, "adapters.md": adapters_page, "dataset.md": dataset_page}
 
 if __name__ == "__main__":
     for name, page in PAGES.items():

@@ -147,11 +147,11 @@ def _config_values(path: Path, entries: Mapping[str, Declared], refuse: Mapping[
     for key, value in flat.items():
         where = f"{path} {line_of(text, key)}({key})"
         if key in entries:
-            given.append(Given(key, value, where))
-        elif key in refuse:
-            problems.append(f"{where}: {refuse[key]}")
-        else:
+            given.append(Given(key, value, where, is_typed=True))
+        elif key not in refuse:
             problems.append(f"{where}: {unknown(key, entries, 'option')}")
+        elif value not in (False, "", []):  # files written by other tools list every option, those that ask for nothing too
+            problems.append(f"{where}: {refuse[key]}")
     return given
 
 

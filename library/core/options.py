@@ -34,11 +34,15 @@ class OptionError(ValueError):
 
 @dataclass(frozen=True)
 class Given:
-    """A value that a user gave, and where it stands: `--seed`, `config.toml line 3 (seed)`, `--network_args conv_dim`."""
+    """A value that a user gave, and where it stands: `--seed`, `config.toml line 3 (seed)`, `--network_args conv_dim`.
+
+    `is_typed` holds for values of TOML and JSON files, where `"2"` is a text and no number.
+    """
 
     name: str
     value: Any
     where: str
+    is_typed: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,10 @@ def pairs(texts: Iterable[str], where: str) -> list[Given]:
     return [Given(key.strip(), value.strip(), f"{where} {key.strip()}") for key, value in split]
 
 
-def convert(value: Any, kind: Any, where: str) -> Any:
+def convert(value: Any, kind: Any, where: str, *, is_typed: bool = False) -> Any:
     """`value` (a text, or a typed value of a TOML/JSON file) as the annotation `kind` says. Raises `OptionError` with `where`."""
+    if is_typed and isinstance(value, str) and _core(kind) in (bool, int, float):
+        raise OptionError([f"{where}: '{value}' is a text, but a {describe(kind)} is needed; write it without quotes"])
     try:
         return _convert(value, kind)
     except (ValueError, SyntaxError, TypeError) as error:
@@ -137,7 +143,7 @@ def describe(kind: Any) -> str:
 
 def _convert_into(values: dict[str, Any], entry: Declared, item: Given, problems: list[str]) -> None:
     try:
-        values[entry.name] = convert(item.value, entry.kind, item.where)
+        values[entry.name] = convert(item.value, entry.kind, item.where, is_typed=item.is_typed)
     except OptionError as error:
         problems += error.problems
 
@@ -146,13 +152,12 @@ def _build(group: type[Group], values: Mapping[str, Any], problems: list[str]) -
     missing = [entry for entry in declared(group) if entry.required and values.get(entry.name) is None]
     wrong = {entry.name for entry in missing if any(entry.name in problem for problem in problems)}
     problems += [f"{entry.flags[0]} is required: {entry.help}" for entry in missing if entry.name not in wrong]
-    if problems:
-        raise OptionError(problems)
-    built = group(**values)
+    built = group(**values) if not missing else None
     check = getattr(built, "check", None)
-    found = list(check()) if check is not None else []
-    if found:
-        raise OptionError(found)
+    if check is not None:
+        problems += check()
+    if problems or built is None:
+        raise OptionError(problems)
     return built
 
 

@@ -160,7 +160,7 @@ class _Reader:
     def _convert_into(self, values: dict[str, Given], key: str, value: Any, where: str) -> None:
         where = f"{where}: {key}"
         try:
-            converted = convert(value, KEYS[key].kind, where)
+            converted = convert(value, KEYS[key].kind, where, is_typed=True)
         except OptionError as error:
             self.problems += error.problems
             return

@@ -258,5 +258,5 @@ def _synchronised(accelerator: Accelerator, model: nn.Module, is_last: bool) -> 
 
 
 def _announce(run: Run) -> None:
-    logger.info("%s: %d steps in %d epochs of %d batches", run.arch.title, run.length.steps, run.length.epochs, run.length.steps_per_epoch)
+    logger.info("%s: %d steps; an epoch has %d; %d epochs", run.arch.title, run.length.steps, run.length.steps_per_epoch, run.length.epochs)
     logger.info("writing %s", run.saver.final_file())

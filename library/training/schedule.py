@@ -18,7 +18,7 @@ class ScheduleOptions:
     """Learning-rate schedule."""
 
     lr_scheduler: Schedule = option("constant", help="shape of the learning rate over the run (diffusers' schedules)")
-    lr_warmup_steps: str = option("0", help="warm-up: a number of steps, or a share of the run as 10% or 0.1")
+    lr_warmup_steps: int | float | str = option(0, help="warm-up: a number of steps, or a share of the run as 10% or 0.1")
     lr_scheduler_num_cycles: int = option(1, help="restarts of cosine_with_restarts")
     lr_scheduler_power: float = option(1.0, help="power of polynomial")
 
@@ -36,8 +36,9 @@ class ScheduleOptions:
             yield f"--lr_scheduler_power has no effect with --lr_scheduler {self.lr_scheduler}; use polynomial"
 
 
-def warmup_steps(text: str, total: int) -> int:
+def warmup_steps(given: float | str, total: int) -> int:
     """Warm-up in optimizer steps: `100` is steps, `10%` and `0.1` are shares of `total`. Raises `ValueError`."""
+    text = str(given)
     try:
         number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:

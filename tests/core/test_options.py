@@ -49,8 +49,9 @@ def test_every_mistake_is_reported_at_once() -> None:
     assert any(line.startswith("--name is required") for line in found)
 
 
-def test_a_check_of_the_group_is_an_error() -> None:
+def test_a_check_of_the_group_is_an_error_beside_others() -> None:
     assert problems("--name", "Rex", "--legs", "-1") == ["--legs -1: must not be negative"]
+    assert problems("--name", "Rex", "--legs", "-1", "--voice", "moo")[1:] == ["--legs -1: must not be negative"]
 
 
 def test_a_refused_option_says_what_to_use() -> None:
@@ -70,10 +71,12 @@ def test_config_file_stands_below_the_command_line(tmp_path: Path) -> None:
 
 def test_config_file_mistakes_name_file_line_and_nearest(tmp_path: Path) -> None:
     config = tmp_path / "config.toml"
-    config.write_text('name = "Rex"\n\nlegz = 3\nweight = "heavy"\n')
-    found = problems("--config_file", str(config))
+    config.write_text('name = "Rex"\n\nlegz = 3\nweight = "heavy"\nfur = "long"\nclaws = false\n')
+    found = problems("--config_file", str(config), refuse={"fur": "retired", "claws": "retired"})
     assert f"{config} line 3 (legz): unknown option 'legz'; did you mean 'legs'?" in found
-    assert f"{config} line 4 (weight): 'heavy' is not a number" in found
+    assert f"{config} line 4 (weight): 'heavy' is a text, but a number is needed; write it without quotes" in found
+    assert f"{config} line 5 (fur): retired" in found
+    assert not any("claws" in problem for problem in found), "what is switched off asks for nothing"
 
 
 @pytest.mark.parametrize(("text", "message"), [("a = ", "config.toml"), (None, "no such file")])

@@ -229,7 +229,7 @@ def test_values_are_taken_over_from_a_file_with_its_alpha(sdxl: Models, tmp_path
     [
         ({"text": False}, "it adapts lora_te1_text_model_encoder_layers_0_mlp_fc1, .* which the network does not"),
         ({"conv_dim": 2}, "it has nothing for lora_unet_input_blocks_1_0_in_layers_2, .*--dim_from_weights"),
-        ({"module": lora}, "the file lacks lora_down.weight"),
+        ({"module": lora}, "it holds LoHa; name its module"),
     ],
 )
 def test_values_of_a_file_that_does_not_fit_are_refused(sdxl: Models, tmp_path: Path, change: dict[str, Any], words: str):

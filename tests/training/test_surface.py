@@ -20,7 +20,6 @@ GROUPS = {
 }
 OTHER_DEFAULT = {
     "optimizer_type": "AdamW is what sd-scripts takes for an empty name",
-    "lr_warmup_steps": "a text, read as steps or a share",
     "text_encoder_lr": "an empty list",
     "console_log_level": "INFO is what none means",
     "max_embeddings_multiples": "1 is what none means",
