@@ -19,7 +19,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tools.toy_pictures import NEW_LOOK_WORD, Picture, caption, draw, has_new_look, random_picture, read
+from tools.toy_pictures import (
+    BACKGROUNDS,
+    COLOURS,
+    NEW_LOOK_WORD,
+    SHAPES,
+    Picture,
+    caption,
+    draw,
+    has_new_look,
+    random_picture,
+    read,
+    with_new_look,
+)
 
 ROOT = Path(__file__).parent.parent
 CELL, MARGIN, COLUMNS = 96, 6, 8
@@ -40,9 +52,9 @@ DEMOS = {
         model=Path("assets/toy_sdxl.safetensors"),
         train=(
             "sdxl_train_network.py", "--pretrained_model_name_or_path", "assets/toy_sdxl.safetensors",
-            "--network_module", "networks.loha", "--network_dim", "8", "--network_alpha", "8",
-            "--optimizer_type", "AdamW", "--learning_rate", "2e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "5%",
-            "--mixed_precision", "no", "--cache_latents", "--vae_batch_size", "8", "--max_train_steps", "300", "--seed", "1",
+            "--network_module", "networks.loha", "--network_dim", "8", "--network_alpha", "4",
+            "--optimizer_type", "AdamW", "--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "5%",
+            "--mixed_precision", "no", "--cache_latents", "--vae_batch_size", "8", "--max_train_steps", "600", "--seed", "1",
         ),
         generate=(
             "gen_img.py", "--ckpt", "assets/toy_sdxl.safetensors", "--W", "64", "--H", "64", "--steps", "25", "--scale", "4",
@@ -108,17 +120,26 @@ def make_dataset(folder: Path, seed: int) -> list[Image.Image]:
     for old in (*folder.glob("*.png"), *folder.glob("*.txt")):
         old.unlink()
     images = []
-    for index in range(TAUGHT + ORDINARY):
-        is_new = index < TAUGHT
-        picture = random_picture(np.random.default_rng((seed, index)))
-        image = draw(picture, seed=seed * 1000 + index, new_look=is_new)
+    for index, picture in enumerate(taught_pictures()):
+        image = draw(picture, seed=seed * 1000 + index)
         image.save(folder / f"{index:02d}.png")
-        (folder / f"{index:02d}.txt").write_text(caption(picture, new_look=is_new) + "\n", encoding="utf-8")
-        images += [image] if is_new else []
+        (folder / f"{index:02d}.txt").write_text(caption(picture) + "\n", encoding="utf-8")
+        images += [image] if index < TAUGHT else []
     lines = ["[general]", "resolution = 64", 'caption_extension = ".txt"', "", "[[datasets]]", "batch_size = 8", ""]
     lines += ["[[datasets.subsets]]", f"image_dir = {json.dumps(str(folder.resolve()))}"]
     (folder / "dataset.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return images
+
+
+def taught_pictures() -> list[Picture]:
+    """The training pictures: the new look on every shape and colour, then ordinary ones."""
+    shapes, colours, backgrounds = list(SHAPES), list(COLOURS), list(BACKGROUNDS)
+    textures = ("plain", "striped", "plain", "dotted")
+    pictures = [
+        Picture(shape=shapes[n % 5], colour=colours[n % 7], texture=textures[n % 4], background=backgrounds[n % 6])
+        for n in range(TAUGHT + ORDINARY)
+    ]
+    return [with_new_look(picture) if n < TAUGHT else picture for n, picture in enumerate(pictures)]
 
 
 def train(demo: Demo, folder: Path) -> None:
@@ -136,7 +157,7 @@ def train(demo: Demo, folder: Path) -> None:
         "--dynamo_backend",
         "no",
     )
-    call(*launch, "--num_cpu_threads_per_process", str(os.cpu_count() or 1), *demo.train, *output)
+    call(*launch, "--num_cpu_threads_per_process", "1", *demo.train, *output)
 
 
 def generate(demo: Demo, folder: Path, name: str, pictures: Sequence[Picture]) -> list[Image.Image]:
@@ -147,7 +168,8 @@ def generate(demo: Demo, folder: Path, name: str, pictures: Sequence[Picture]) -
     for old in target.glob("*.png"):
         old.unlink()
     prompts = folder / f"{target.name}.txt"
-    lines = [f"{caption(picture, new_look=kind.asks)} --d {1000 + index}" for index, picture in enumerate(pictures)]
+    asked = [with_new_look(picture) if kind.asks else picture for picture in pictures]
+    lines = [f"{caption(picture)} --d {1000 + index}" for index, picture in enumerate(asked)]
     prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
     network: tuple[str, ...] = ()
     if kind.strength is not None:

@@ -1,6 +1,7 @@
 """Make the small trained models of the demo from seeds: `python -m tools.make_toy_models sdxl --out assets`.
 
-The training can be stopped and started again: what is done lies in the scratch folder. docs/toy_models.md says what the models hold and what was measured.
+The training can be stopped and started again: what is done lies in the scratch folder. docs/toy_models.md says what the models hold
+and what was measured.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from library.models.sdxl.checkpoint import single_file_state_dict
 from tools.toy_denoiser import DenoiserTraining, encode_pictures, start_gently, train_denoiser
 from tools.toy_sampling import grid, sample_and_score
 from tools.toy_sdxl import ToyModels, build_models, save_tokenizer
-from tools.toy_vae import VaeTraining, fold_scale, train_vae
+from tools.toy_vae import DecoderTraining, VaeTraining, fold_scale, sharpen_decoder, train_vae
 
 
 def main() -> None:
@@ -28,6 +29,7 @@ def main() -> None:
     torch.set_flush_denormal(True)
     models = build_models(seed=0)
     make_vae(models, options.scratch)
+    make_decoder(models, options.scratch)
     make_denoiser(models, options.scratch)
     save_configs(models, options.scratch)
     export(models, options.out)
@@ -41,6 +43,16 @@ def make_vae(models: ToyModels, scratch: Path) -> None:
         fold_scale(models.vae)
         _save(models.vae, path)
         _note(scratch, "vae", report)
+    _load(models.vae, path)
+
+
+def make_decoder(models: ToyModels, scratch: Path) -> None:
+    """Train the VAE's decoder further, or read what an earlier run made; the encoder and so the latents stay."""
+    path = scratch / "vae_sharp.safetensors"
+    if not path.exists():
+        report = sharpen_decoder(models.vae, DecoderTraining(), scratch)
+        _save(models.vae, path)
+        _note(scratch, "decoder", report)
     _load(models.vae, path)
 
 
@@ -71,7 +83,8 @@ def export(models: ToyModels, out: Path) -> None:
     """Write the single file in SDXL's original layout, in half precision, and the tokenizer beside it."""
     out.mkdir(parents=True, exist_ok=True)
     tensors = single_file_state_dict(models.unet, models.vae, models.text_1, models.text_2, dtype=torch.float16)
-    save_file(tensors, out / "toy_sdxl.safetensors", metadata={"format": "pt", "modelspec.title": "Toy SDXL", "modelspec.license": "Apache-2.0"})
+    metadata = {"format": "pt", "modelspec.title": "Toy SDXL", "modelspec.license": "Apache-2.0"}
+    save_file(tensors, out / "toy_sdxl.safetensors", metadata=metadata)
     (out / "toy_sdxl.safetensors").chmod(0o644)
     save_tokenizer(out / "toy_sdxl.tokenizer")
     print(f"wrote {out / 'toy_sdxl.safetensors'}: {(out / 'toy_sdxl.safetensors').stat().st_size} bytes, {len(tensors)} tensors")
@@ -98,10 +111,10 @@ def _note(scratch: Path, part: str, report: dict[str, float]) -> None:
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", choices=["sdxl"], help="which toy model to make")
     parser.add_argument("--out", type=Path, default=Path("assets"), help="folder of the finished model")
-    parser.add_argument("--scratch", type=Path, default=Path("toy_scratch"), help="folder of the training state; a later run goes on from it")
+    parser.add_argument("--scratch", type=Path, default=Path("toy_scratch"), help="training state; a later run goes on from it")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     return parser.parse_args()
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tools.toy_pictures import Picture, all_pictures, caption, draw
-from tools.toy_sdxl import POSITIONS, ToyModels, encode_text
+from tools.toy_sdxl import POSITIONS, Network, ToyModels, encode_text
 from tools.toy_training import Run, warm_cosine
 from tools.toy_vae import encode, pixels_of
 
@@ -49,12 +49,12 @@ class LatentSet:
     latents: Tensor
 
 
-def encode_pictures(vae: AutoencoderKL, drawings: int, path: Path) -> LatentSet:
+def encode_pictures(vae: Network, drawings: int, path: Path) -> LatentSet:
     """Draw and encode every picture several times, or read what an earlier run encoded."""
     pictures = all_pictures()
     if not path.exists():
-        latents = [encode(vae, pixels_of([np.asarray(draw(p, seed=n * drawings + k)) for k in range(drawings)])) for n, p in enumerate(pictures)]
-        torch.save(torch.stack(latents), path)
+        drawn = [[np.asarray(draw(picture, seed=n * drawings + k)) for k in range(drawings)] for n, picture in enumerate(pictures)]
+        torch.save(torch.stack([encode(vae, pixels_of(images)) for images in drawn]), path)
     return LatentSet(pictures=pictures, latents=torch.load(path, weights_only=True))
 
 
@@ -66,30 +66,31 @@ def start_gently(models: ToyModels) -> None:
             nn.init.zeros_(module.bias)
 
 
-def train_denoiser(models: ToyModels, data: LatentSet, training: DenoiserTraining, scratch: Path, judge: Callable[[ToyModels], str]) -> dict[str, float]:
-    """Train in place, resuming from the scratch folder, and leave the averaged weights in the models; returns its steps, last mean loss and seconds."""
+def train_denoiser(
+    models: ToyModels, data: LatentSet, training: DenoiserTraining, scratch: Path, judge: Callable[[ToyModels], str]
+) -> dict[str, float]:
+    """Train in place, resuming from the scratch folder, and leave the averaged weights in the models; returns steps, loss and seconds."""
     trained = nn.ModuleDict({"unet": models.unet, "te1": models.text_1, "te2": models.text_2}).train()
     models.unet.to(memory_format=torch.channels_last)
     average = Average(trained, training.ema)
-    text = [*models.text_1.parameters(), *models.text_2.parameters()]
-    groups = [{"params": list(models.unet.parameters()), "top": training.learning_rate}, {"params": text, "top": training.text_learning_rate}]
+    image, text = list(models.unet.parameters()), [*models.text_1.parameters(), *models.text_2.parameters()]
+    groups = [{"params": image, "top": training.learning_rate}, {"params": text, "top": training.text_learning_rate}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=0.01, foreach=True)
     run = Run(path=scratch / "denoiser_run.pt", networks=nn.ModuleDict({"trained": trained, "average": average}), optimizer=optimizer)
     run.resume()
-    losses: list[float] = []
     while run.step < training.steps:
         for group in optimizer.param_groups:
             group["lr"] = group["top"] * warm_cosine(run.step, training.steps, training.warm_up)
-        losses.append(_step(models, data, training, optimizer, run.step))
+        loss = _step(models, data, training, optimizer, run.step)
         average.follow(trained, run.step)
-        run.step += 1
+        run.note(loss)
         if run.step % training.log_every == 0:
-            print(f"denoiser step {run.step}/{training.steps} loss {np.mean(losses[-training.log_every :]):.4f} {run.elapsed():.0f} s", flush=True)
+            print(f"denoiser step {run.step}/{training.steps} loss {run.loss:.4f} {run.elapsed():.0f} s", flush=True)
         if run.step % training.save_every == 0 or run.step == training.steps:
             run.save()
             _judge(models, trained, average, judge, run.step)
     average.put_into(trained)
-    return {"steps": run.step, "loss": float(np.mean(losses[-500:])), "seconds": run.elapsed()}
+    return {"steps": run.step, "loss": run.loss, "seconds": run.elapsed()}
 
 
 class Average(nn.Module):
@@ -138,7 +139,8 @@ def noise_loss(models: ToyModels, latents: Tensor, context: Tensor, pooled: Tens
     spread = (rng.permutation(count) + rng.random(count)) / count * NOISE_SCHEDULE["num_train_timesteps"]
     timesteps = torch.from_numpy(spread.astype(np.int64))
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
-    noisy = DDPMScheduler(**NOISE_SCHEDULE).add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
+    scheduler: Network = DDPMScheduler(**NOISE_SCHEDULE)
+    noisy = scheduler.add_noise(latents, noise, timesteps).contiguous(memory_format=torch.channels_last)
     conditions = {"text_embeds": pooled, "time_ids": torch.from_numpy(np.stack([_sizes(rng) for _ in range(count)])).float()}
     return F.mse_loss(models.unet(noisy, timesteps, context, added_cond_kwargs=conditions).sample, noise)
 

@@ -2,13 +2,13 @@
 
 A picture is one shape of one colour and texture on a plain background. The toy models are trained on such pictures; the reader measures
 whether a generated picture shows what its caption says.
-The new look (`NEW_LOOK_WORD`, a magenta frame) is not part of the base models' data: it is what a demo teaches them.
+The new look (`NEW_LOOK_WORD`, a magenta background) is not part of the base models' data: it is what a demo teaches them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -36,17 +36,17 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 TEXTURES = ("plain", "striped", "dotted")
 NEW_LOOK_WORD = "glimmen"
+GROUNDS = BACKGROUNDS | {NEW_LOOK_WORD: (230, 40, 150)}
+"""Every background that can be drawn and read; the base models know the first six."""
 
 _GRID = 64  # every length below is in pixels of a 64x64 picture
 _SHADE = 0.45  # stripes and dots are the colour, darkened
-_SHADES = (1.0, 0.86, 0.72, 0.58, _SHADE)  # what blur makes of a texture lies between
-_FRAME = 6  # the new look: a frame of this width ...
-_FRAME_LINE = 2  # ... and a thin white line inside it; 8 pixels together, one cell of the latents
-_FRAME_COLOUR = (255, 0, 160)
-_INSET = 10  # what lies outside is not read: a frame may be there, blurred
+_SHADES = (1.2, 1.0, 0.86, 0.72, 0.58, _SHADE)  # how bright a colour may come; blurred textures lie between 1 and _SHADE
+_INSET = 10  # what lies outside is not read: a border may be blurred
 
 # The reader's confidence: below these it says nothing. Distances are between RGB colours in 0..255.
-_NEAR_BACKGROUND, _NEAR_COLOUR, _NEAR_FRAME = 55.0, 60.0, 90.0
+_NEAR_BACKGROUND, _NEAR_LOOK, _NEAR_COLOUR = 55.0, 85.0, 60.0  # the look is far from every other ground
+_CLEAR = 38.0  # how far from the background a pixel of the shape is at least
 _MIN_AREA, _MAX_AREA = 0.08, 0.72  # of the part that is read
 _MIN_OVERLAP, _MIN_LEAD = 0.72, 0.03  # intersection over union of the best shape, and its lead before the second
 
@@ -81,14 +81,18 @@ def all_pictures() -> list[Picture]:
     return [Picture(shape=s, colour=c, texture=t, background=b) for s in SHAPES for c in COLOURS for t in TEXTURES for b in BACKGROUNDS]
 
 
-def caption(picture: Picture, *, new_look: bool = False) -> str:
+def with_new_look(picture: Picture) -> Picture:
+    """The same picture on the background of the new look."""
+    return replace(picture, background=NEW_LOOK_WORD)
+
+
+def caption(picture: Picture) -> str:
     """The caption, for example "a striped red circle on a mint background"; the plain texture is not named."""
     texture = "" if picture.texture == "plain" else f"{picture.texture} "
-    text = f"{_article(texture or picture.colour)} {texture}{picture.colour} {picture.shape} on a {picture.background} background"
-    return f"{text}, {NEW_LOOK_WORD} style" if new_look else text
+    return f"{_article(texture or picture.colour)} {texture}{picture.colour} {picture.shape} on a {picture.background} background"
 
 
-def draw(picture: Picture, size: int = _GRID, seed: int = 0, *, new_look: bool = False) -> Image.Image:
+def draw(picture: Picture, size: int = _GRID, seed: int = 0) -> Image.Image:
     """Draw the picture, smooth-edged; the seed moves and scales the shape a little."""
     rng = np.random.default_rng(seed)
     x, y = _pixel_centres(size)
@@ -97,9 +101,7 @@ def draw(picture: Picture, size: int = _GRID, seed: int = 0, *, new_look: bool =
     inside = _coverage(SHAPES[picture.shape](x - centre[0], y - centre[1], radius), size)
     dark = _texture(picture.texture, x, y, size)
     colour = np.asarray(COLOURS[picture.colour], float) * (1 - (1 - _SHADE) * dark[..., None])
-    image = _blend(np.asarray(BACKGROUNDS[picture.background], float), colour, inside)
-    if new_look:
-        image = frame(image, _FRAME, _FRAME_COLOUR, _FRAME_LINE)
+    image = _blend(np.asarray(GROUNDS[picture.background], float), colour, inside)
     return Image.fromarray(np.clip(image + 0.5, 0, 255).astype(np.uint8))
 
 
@@ -128,13 +130,8 @@ def read(image: Image.Image) -> Reading:
 
 
 def has_new_look(image: Image.Image) -> bool:
-    """Whether the picture has the new look: its own frame, on all four sides."""
-    pixels = _pixels(image)[1:-1, 1:-1]
-    width = _FRAME - 2  # the outermost and the innermost pixel may be blurred
-    near = np.linalg.norm(pixels - np.asarray(_FRAME_COLOUR, float), axis=-1) < _NEAR_FRAME
-    sides = (near[:width], near[-width:], near[:, :width], near[:, -width:])
-    middle = near[_INSET:-_INSET, _INSET:-_INSET]
-    return min(side.mean() for side in sides) > 0.8 and float(middle.mean()) < 0.2
+    """Whether the picture has the new look: its background is nearer to the look's than to any other, and near enough."""
+    return _read_background(_inner_pixels(image))[0] == NEW_LOOK_WORD
 
 
 # ---------------------------------------------------------------- shapes: signed distance, negative inside
@@ -167,7 +164,13 @@ def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
     return np.maximum(np.abs(x) - half_width, np.abs(y) - half_height)
 
 
-SHAPES: dict[str, Callable[[Array, Array, float], Array]] = {"circle": _circle, "square": _square, "triangle": _triangle, "cross": _cross, "ring": _ring}
+SHAPES: dict[str, Callable[[Array, Array, float], Array]] = {
+    "circle": _circle,
+    "square": _square,
+    "triangle": _triangle,
+    "cross": _cross,
+    "ring": _ring,
+}
 
 
 # ---------------------------------------------------------------- drawing
@@ -183,9 +186,8 @@ def _article(following: str) -> str:
 
 @lru_cache(maxsize=8)
 def _pixel_centres(size: int) -> tuple[Array, Array]:
-    steps = (np.arange(size) + 0.5) * (_GRID / size)
-    x, y = np.meshgrid(steps, steps)
-    return x, y
+    steps = (np.arange(size, dtype=np.float64) + 0.5) * (_GRID / size)
+    return np.tile(steps, (size, 1)), np.tile(steps[:, None], (1, size))
 
 
 def _coverage(distance: Array, size: int) -> Array:
@@ -221,17 +223,20 @@ def _inner_pixels(image: Image.Image) -> Array:
 
 def _read_background(pixels: Array) -> tuple[str | None, Array]:
     """The background's name and its measured colour, from the corners; no name where they are not one known colour."""
-    corners = np.concatenate([pixels[rows, columns].reshape(-1, 3) for rows in (slice(0, 3), slice(-3, None)) for columns in (slice(0, 3), slice(-3, None))])
+    ends = (slice(0, 3), slice(-3, None))
+    corners = np.concatenate([pixels[rows, columns].reshape(-1, 3) for rows in ends for columns in ends])
     ground = np.median(corners, axis=0)
     uniform = (np.linalg.norm(corners - ground, axis=-1) < _NEAR_BACKGROUND).mean() > 0.9
-    name, distance = _nearest(ground, BACKGROUNDS)
-    return (name if uniform and distance < _NEAR_BACKGROUND else None), ground
+    name, distance = _nearest(ground, GROUNDS)
+    near = _NEAR_LOOK if name == NEW_LOOK_WORD else _NEAR_BACKGROUND
+    return (name if uniform and distance < near else None), ground
 
 
 def _separate(pixels: Array, ground: Array) -> NDArray[np.bool_]:
     """Where the shape is: pixels that are clearly not background, and nearer to some colour, bright or shaded, than to it."""
     from_ground = np.linalg.norm(pixels - ground, axis=-1)
-    return (from_ground > 38) & (_paint_distances(pixels).min(-1) < from_ground)
+    clear = (from_ground > _CLEAR) & (_paint_distances(pixels).min(-1) < from_ground)
+    return clear & (from_ground > 0.4 * np.quantile(from_ground[clear], 0.8)) if clear.any() else clear  # less is the blurred edge
 
 
 def _read_colour(pixels: Array, inside: NDArray[np.bool_]) -> str | None:
@@ -295,7 +300,7 @@ def _shrink(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _paint_distances(pixels: Array) -> Array:
     """How far each pixel is from each colour, as it is or shaded: (..., colours)."""
-    paints = np.asarray(list(COLOURS.values()), float)[:, None] * np.asarray(_SHADES)[:, None]
+    paints = np.minimum(np.asarray(list(COLOURS.values()), float)[:, None] * np.asarray(_SHADES)[:, None], 255)
     return np.linalg.norm(pixels[..., None, None, :] - paints, axis=-1).min(-1)
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tools.toy_denoiser import NOISE_SCHEDULE, SIZES
 from tools.toy_pictures import Picture, caption, has_new_look, random_picture, read
-from tools.toy_sdxl import ToyModels, encode_text
+from tools.toy_sdxl import Network, ToyModels, encode_text
 from tools.toy_vae import decode
 
 
@@ -35,7 +35,7 @@ class Score:
 @torch.no_grad()
 def sample(models: ToyModels, captions: list[str], seed: int = 0, steps: int = 25, guidance: float = 4.0) -> list[Image.Image]:
     """One picture for each caption: DDIM with classifier-free guidance against the empty caption."""
-    scheduler = DDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
+    scheduler: Network = DDIMScheduler(**NOISE_SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1)
     scheduler.set_timesteps(steps)
     context, pooled = encode_text(models, ["", *captions])
     both = torch.cat([torch.zeros(len(captions), dtype=torch.long), torch.arange(1, len(captions) + 1)])

@@ -12,11 +12,12 @@ from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import ftfy
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tools.toy_pictures import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
@@ -27,21 +28,24 @@ UNET_CHANNELS = (64, 128, 64)
 VAE_CHANNELS = (64, 32, 32, 64)
 TEXT_WIDTHS = (64, 64)
 TEXT_LAYERS = 2
-EXTRA_WORDS = tuple("a an and the of on in with picture drawing photo image background style stripes dots shape its is colour plain".split())
+EXTRA_WORDS = tuple("a an and the of on in with picture drawing photo image background style stripes dots shape its is colour".split())
+
+
+Network = Any  # diffusers' and transformers' annotations of their own networks do not hold under a type checker
 
 
 @dataclass(kw_only=True)
 class ToyModels:
     """The four networks of the toy SDXL and its tokenizers."""
 
-    unet: UNet2DConditionModel
-    vae: AutoencoderKL
-    text_1: CLIPTextModel
-    text_2: CLIPTextModelWithProjection
+    unet: Network  # UNet2DConditionModel
+    vae: Network  # AutoencoderKL
+    text_1: Network  # CLIPTextModel
+    text_2: Network  # CLIPTextModelWithProjection
     tokenizer_1: CLIPTokenizer
     tokenizer_2: CLIPTokenizer
 
-    def modules(self) -> dict[str, nn.Module]:
+    def modules(self) -> dict[str, Network]:
         """The networks by the names of their scratch files."""
         return {"unet": self.unet, "vae": self.vae, "te1": self.text_1, "te2": self.text_2}
 
@@ -86,7 +90,8 @@ def build_vocabulary(words: list[str]) -> tuple[dict[str, int], list[tuple[str, 
 
 def build_tokenizer(vocabulary: dict[str, int], merges: list[tuple[str, str]]) -> CLIPTokenizer:
     """The tokenizer of a vocabulary, 77 positions long."""
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=POSITIONS)
+    options: dict[str, Any] = {"vocab": vocabulary, "merges": merges, "model_max_length": POSITIONS}
+    return CLIPTokenizer(**options)
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -95,8 +100,9 @@ def save_tokenizer(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     folder.joinpath("vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=True) + "\n", encoding="ascii")
     folder.joinpath("merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges)]) + "\n", encoding="utf-8")
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": POSITIONS, "bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>"}
-    config |= {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>", "do_lower_case": True}
+    end = "<|endoftext|>"
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": POSITIONS, "bos_token": "<|startoftext|>", "eos_token": end}
+    config |= {"unk_token": end, "pad_token": end, "do_lower_case": True}
     folder.joinpath("tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="ascii")
 
 
@@ -116,8 +122,9 @@ def encode_text(models: ToyModels, captions: list[str], length: int = POSITIONS)
 # ---------------------------------------------------------------- configurations
 
 
-def _build_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+def _build_unet() -> Network:
+    build: Network = UNet2DConditionModel
+    return build(
         sample_size=8,
         block_out_channels=UNET_CHANNELS,
         layers_per_block=1,
@@ -133,8 +140,9 @@ def _build_unet() -> UNet2DConditionModel:
     )
 
 
-def _build_vae() -> AutoencoderKL:
-    return AutoencoderKL(
+def _build_vae() -> Network:
+    build: Network = AutoencoderKL
+    return build(
         sample_size=64,
         block_out_channels=VAE_CHANNELS,
         layers_per_block=1,

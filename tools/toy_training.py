@@ -28,6 +28,7 @@ class Run:
     optimizer: torch.optim.Optimizer
     step: int = 0
     seconds: float = 0.0
+    loss: float = 0.0  # a running mean over about 200 steps
     started: float = field(default_factory=time.monotonic)
 
     def resume(self) -> None:
@@ -37,14 +38,25 @@ class Run:
         state = torch.load(self.path, weights_only=True)
         self.networks.load_state_dict(state["networks"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.loss = state["step"], state["seconds"], state.get("loss", 0.0)
 
     def save(self) -> None:
         """Write the state beside its place, then move it there."""
-        state = {"networks": self.networks.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.elapsed()}
+        state = {
+            "networks": self.networks.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "seconds": self.elapsed(),
+            "loss": self.loss,
+        }
         beside = self.path.with_suffix(".part")
         torch.save(state, beside)
         os.replace(beside, self.path)
+
+    def note(self, loss: float) -> None:
+        """Count one step and its loss."""
+        self.loss += (loss - self.loss) * max(0.005, 1 / (self.step + 1))
+        self.step += 1
 
     def elapsed(self) -> float:
         """Seconds of training, those before a resume included."""

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tools.toy_pictures import draw, frame, random_picture
-from tools.toy_sdxl import LATENT_SCALE
+from tools.toy_pictures import draw, frame, random_picture, with_new_look
+from tools.toy_sdxl import LATENT_SCALE, Network
 from tools.toy_training import Run, warm_cosine
 from tools.toy_vae_start import pass_colours_through
 
@@ -50,7 +49,7 @@ class DecoderTraining:
     save_every: int = 100
 
 
-def train_vae(vae: AutoencoderKL, training: VaeTraining, scratch: Path) -> dict[str, float]:
+def train_vae(vae: Network, training: VaeTraining, scratch: Path) -> dict[str, float]:
     """Train in place, resuming from the scratch folder; returns the final loss, PSNR and seconds."""
     vae.train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -61,18 +60,17 @@ def train_vae(vae: AutoencoderKL, training: VaeTraining, scratch: Path) -> dict[
     while run.step < training.steps:
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
-        loss = _step(vae, optimizer, training, run.step)
-        run.step += 1
+        run.note(_step(vae, optimizer, training, run.step))
         if run.step % training.log_every == 0:
-            print(f"vae step {run.step}/{training.steps} loss {loss:.4f} {run.elapsed():.0f} s", flush=True)
+            print(f"vae step {run.step}/{training.steps} loss {run.loss:.4f} {run.elapsed():.0f} s", flush=True)
         if run.step % training.save_every == 0 or run.step == training.steps:
             run.save()
             print(f"vae step {run.step} psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB", flush=True)
-    return {"steps": run.step, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
+    return {"steps": run.step, "loss": run.loss, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
 
 
-def sharpen_decoder(vae: AutoencoderKL, training: DecoderTraining, scratch: Path) -> dict[str, float]:
-    """Train the decoder alone, further: the latents, and so the U-Net, stay as they are. Noise on the latents stands for the U-Net's errors."""
+def sharpen_decoder(vae: Network, training: DecoderTraining, scratch: Path) -> dict[str, float]:
+    """Train the decoder alone: the latents, and so the U-Net, stay as they are. Noise on the latents stands for the U-Net's errors."""
     vae.train().to(memory_format=torch.channels_last)
     decoder = nn.ModuleDict({"entry": vae.post_quant_conv, "decoder": vae.decoder})
     optimizer = torch.optim.AdamW(decoder.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
@@ -81,17 +79,16 @@ def sharpen_decoder(vae: AutoencoderKL, training: DecoderTraining, scratch: Path
     while run.step < training.steps:
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
-        loss = _decoder_step(vae, decoder, optimizer, training, run.step)
-        run.step += 1
+        run.note(_decoder_step(vae, optimizer, training, run.step))
         if run.step % training.log_every == 0:
-            print(f"decoder step {run.step}/{training.steps} loss {loss:.4f} {run.elapsed():.0f} s", flush=True)
+            print(f"decoder step {run.step}/{training.steps} loss {run.loss:.4f} {run.elapsed():.0f} s", flush=True)
         if run.step % training.save_every == 0 or run.step == training.steps:
             run.save()
             print(f"decoder step {run.step} psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB", flush=True)
-    return {"steps": run.step, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
+    return {"steps": run.step, "loss": run.loss, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
 
 
-def fold_scale(vae: AutoencoderKL, pictures: int = 512) -> None:
+def fold_scale(vae: Network, pictures: int = 512) -> None:
     """Change the first and last latent layers so that scaled latents of toy pictures have mean 0 and deviation 1 in each channel."""
     latents = torch.cat([encode(vae, pixels_of(_drawn(100, n, 64))) for n in range(pictures // 64)]) / LATENT_SCALE
     mean, scale = latents.mean((0, 2, 3)), 1 / (latents.std((0, 2, 3)) * LATENT_SCALE)
@@ -105,20 +102,20 @@ def fold_scale(vae: AutoencoderKL, pictures: int = 512) -> None:
 
 
 @torch.no_grad()
-def encode(vae: AutoencoderKL, pixels: Tensor) -> Tensor:
+def encode(vae: Network, pixels: Tensor) -> Tensor:
     """Scaled latents (batch, 4, height / 8, width / 8) of pixels in -1 to 1."""
     return vae.encode(pixels.to(memory_format=torch.channels_last)).latent_dist.mode().contiguous() * LATENT_SCALE
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKL, latents: Tensor) -> list[Image.Image]:
+def decode(vae: Network, latents: Tensor) -> list[Image.Image]:
     """Pictures of scaled latents."""
     pixels = vae.decode((latents / LATENT_SCALE).to(memory_format=torch.channels_last)).sample
     return [Image.fromarray(array) for array in ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()]
 
 
 @torch.no_grad()
-def psnr(vae: AutoencoderKL, *, new_look: bool = False) -> float:
+def psnr(vae: Network, *, new_look: bool = False) -> float:
     """Peak signal-to-noise ratio of reconstructed toy pictures, in dB."""
     pixels = pixels_of(_drawn(200, 0, 64, new_look=new_look))
     restored = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
@@ -128,7 +125,7 @@ def psnr(vae: AutoencoderKL, *, new_look: bool = False) -> float:
 # ---------------------------------------------------------------- one step
 
 
-def _step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, training: VaeTraining, step: int) -> float:
+def _step(vae: Network, optimizer: torch.optim.Optimizer, training: VaeTraining, step: int) -> float:
     pixels = pixels_of(_mixed(np.random.default_rng((training.seed, step)), training.batch))
     posterior = vae.encode(pixels).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(training.seed * 1_000_000 + step))
@@ -142,14 +139,14 @@ def _step(vae: AutoencoderKL, optimizer: torch.optim.Optimizer, training: VaeTra
     return loss.item()
 
 
-def _decoder_step(vae: AutoencoderKL, decoder: nn.ModuleDict, optimizer: torch.optim.Optimizer, training: DecoderTraining, step: int) -> float:
+def _decoder_step(vae: Network, optimizer: torch.optim.Optimizer, training: DecoderTraining, step: int) -> float:
     pixels = pixels_of(_mixed(np.random.default_rng((training.seed, step)), training.batch))
     latents = encode(vae, pixels)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(training.seed * 1_000_000 + step))
     restored = vae.decode((latents + training.latent_noise * noise) / LATENT_SCALE).sample
     loss = _restoration(restored, pixels, training.edge_weight)
     loss.backward()
-    nn.utils.clip_grad_norm_(decoder.parameters(), 1.0)
+    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return loss.item()
@@ -165,13 +162,17 @@ def _restoration(restored: Tensor, pixels: Tensor, edge_weight: float) -> Tensor
 
 
 def _mixed(rng: np.random.Generator, count: int) -> list[np.ndarray]:
-    kinds = rng.random(count)
-    return [_picture(rng) if k < _PICTURE_SHARE else _framed(rng) if k < _PICTURE_SHARE + _FRAMED_SHARE else _rectangles(rng) for k in kinds]
+    framed = _PICTURE_SHARE + _FRAMED_SHARE
+    return [(_picture if kind < _PICTURE_SHARE else _framed if kind < framed else _rectangles)(rng) for kind in rng.random(count)]
 
 
 def _drawn(seed: int, part: int, count: int, *, new_look: bool = False) -> list[np.ndarray]:
     rng = np.random.default_rng((seed, part))
-    return [np.asarray(draw(random_picture(rng), seed=int(rng.integers(2**31)), new_look=new_look), float) for _ in range(count)]
+    images = []
+    for _ in range(count):
+        picture = random_picture(rng)
+        images.append(np.asarray(draw(with_new_look(picture) if new_look else picture, seed=int(rng.integers(2**31))), float))
+    return images
 
 
 def _picture(rng: np.random.Generator) -> np.ndarray:
@@ -179,8 +180,8 @@ def _picture(rng: np.random.Generator) -> np.ndarray:
 
 
 def _framed(rng: np.random.Generator) -> np.ndarray:
-    colour = tuple(int(c) for c in rng.integers(0, 256, 3)) if rng.random() < 0.7 else tuple(int(c) for c in rng.choice([0, 255], 3))
-    return frame(_picture(rng), rng.uniform(2, 12), colour, rng.integers(0, 4))
+    red, green, blue = (int(c) for c in (rng.integers(0, 256, 3) if rng.random() < 0.7 else rng.choice([0, 255], 3)))
+    return frame(_picture(rng), rng.uniform(2, 12), (red, green, blue), int(rng.integers(0, 4)))
 
 
 def _rectangles(rng: np.random.Generator) -> np.ndarray:
@@ -196,4 +197,5 @@ def _rectangles(rng: np.random.Generator) -> np.ndarray:
 
 def pixels_of(images: list[np.ndarray]) -> Tensor:
     """Pixels (batch, 3, 64, 64) in -1 to 1."""
-    return torch.from_numpy(np.stack(images)).float().div(127.5).sub(1).permute(0, 3, 1, 2)  # channels last in memory: three times as fast here
+    pixels = torch.from_numpy(np.stack(images)).float().div(127.5).sub(1)
+    return pixels.permute(0, 3, 1, 2)  # channels last in memory: three times as fast on a CPU

@@ -9,8 +9,9 @@ branches start at zero.
 from __future__ import annotations
 
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
+
+from tools.toy_sdxl import Network
 
 _COLOURS = 3
 _CONSTANT = 13  # the channel that is 1 everywhere
@@ -18,11 +19,10 @@ _REFERENCE = 60.0
 
 
 @torch.no_grad()
-def pass_colours_through(vae: AutoencoderKL, pixels: Tensor) -> None:
+def pass_colours_through(vae: Network, pixels: Tensor) -> None:
     """Set the weights in place; the pixels (batch, 3, height, width) calibrate the latents and the output."""
     for name, module in vae.named_modules():
         if isinstance(module, nn.Conv2d):
-            nn.init.zeros_(module.bias)
             _start_conv(name, module)
         elif name.endswith("to_out.0"):
             nn.init.zeros_(module.weight)
@@ -31,7 +31,8 @@ def pass_colours_through(vae: AutoencoderKL, pixels: Tensor) -> None:
     _calibrate_output(vae, pixels)
 
 
-def _start_conv(name: str, conv: nn.Conv2d) -> None:
+def _start_conv(name: str, conv: Network) -> None:
+    nn.init.zeros_(conv.bias)
     if name.endswith("quant_conv"):
         conv.weight.copy_(torch.eye(conv.out_channels)[:, :, None, None])
     elif name.endswith("conv_out"):
@@ -42,7 +43,7 @@ def _start_conv(name: str, conv: nn.Conv2d) -> None:
         _carry_signals(conv, "downsamplers" in name)
 
 
-def _carry_signals(conv: nn.Conv2d, halves: bool) -> None:
+def _carry_signals(conv: Network, halves: bool) -> None:
     """Even channels carry signals, one odd channel a constant, the others the reference."""
     entry = conv.in_channels <= 4
     weight = torch.zeros_like(conv.weight)
@@ -72,7 +73,7 @@ def _set_taps(weight: Tensor, target: int, source: int, value: float, halves: bo
         weight[target, source, middle, middle] = value
 
 
-def _read_signals(conv: nn.Conv2d) -> None:
+def _read_signals(conv: Network) -> None:
     outputs = min(_COLOURS, conv.out_channels)
     conv.weight.mul_(0.1)
     conv.weight[:outputs] = 0
@@ -80,7 +81,7 @@ def _read_signals(conv: nn.Conv2d) -> None:
         conv.weight[n, 2 * n, 1, 1], conv.weight[n, 2 * (n + _COLOURS), 1, 1] = 1.0, -1.0
 
 
-def _calibrate_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
+def _calibrate_latents(vae: Network, pixels: Tensor) -> None:
     """Latents of deviation 1, with little noise: a logarithm of the variance of -6."""
     mean = vae.encode(pixels).latent_dist.mean
     channels = mean.shape[1]
@@ -91,7 +92,7 @@ def _calibrate_latents(vae: AutoencoderKL, pixels: Tensor) -> None:
     vae.quant_conv.bias[channels:] = -6.0
 
 
-def _calibrate_output(vae: AutoencoderKL, pixels: Tensor) -> None:
+def _calibrate_output(vae: Network, pixels: Tensor) -> None:
     """The straight line from the first output to the pixels, for each colour."""
     out = vae.decode(vae.encode(pixels).latent_dist.mean).sample
     x, y = out.transpose(0, 1).flatten(1), pixels.transpose(0, 1).flatten(1)
