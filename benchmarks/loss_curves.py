@@ -1,6 +1,7 @@
 """Loss curves of LoRA, LoHa, LoKr and lycoris.kohya on the small SDXL, from the same seed: `python -m benchmarks.loss_curves`.
 
-The data are toy pictures of the new look. Noise, timesteps and batches are the same for all, so the curves differ by the adapters only.
+The data are toy pictures of the new look. Noise, timesteps and batches are the same for all, so the curves differ by the adapters
+only. LyCORIS is told to adapt the layers that ours adapt (its preset attn-mlp).
 Writes `benchmarks/results/loss_curves.json` and a table to the screen.
 """
 
@@ -24,8 +25,8 @@ NETWORKS = {
     "networks.lora": [],
     "networks.loha": [],
     "networks.lokr": ["--network_args", "factor=8"],
-    "lycoris.kohya loha": ["--network_args", "algo=loha"],
-    "lycoris.kohya lokr": ["--network_args", "algo=lokr", "factor=8"],
+    "lycoris.kohya loha": ["--network_args", "algo=loha", "preset=attn-mlp"],
+    "lycoris.kohya lokr": ["--network_args", "algo=lokr", "factor=8", "preset=attn-mlp"],
 }
 
 
