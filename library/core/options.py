@@ -100,7 +100,7 @@ def read_group(group: type[Group], given: Iterable[Given], *, what: str = "optio
     for item in given:
         if item.name not in options:
             advice = (elsewhere or {}).get(item.name)
-            problems.append(f"{item.where}: {item.name}: {advice}" if advice else f"{item.where}: {unknown(item.name, options, what)}")
+            problems.append(f"{item.where}: {advice}" if advice else f"{item.where}: {unknown(item.name, options, what)}")
         else:
             _convert_into(values, options[item.name], item, problems)
     return _build(group, values, problems)

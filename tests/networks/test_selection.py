@@ -80,8 +80,9 @@ def test_everything_wrong_is_said_at_once(sdxl: Models, module: Any):
         "--network_alpha -1: must be a number that is not negative",
         "--network_dropout 1.0: must be at least 0 and less than 1",
         "--network_args conv_dmi: unknown network argument 'conv_dmi'; did you mean 'conv_dim'?",
-        "--network_args use_tucker: use_tucker: not supported by Hadron's modules yet; use --network_module lycoris.kohya for it",
-        "--network_args train_llm_adapter: train_llm_adapter: SDXL has no such layers",
+        "--network_args use_tucker: not supported by Hadron's modules yet; use --network_module lycoris.kohya for it",
+        "--network_args train_llm_adapter: SDXL has no such layers",
+        "--network_args rank_dropout=1.0: must be at least 0 and less than 1",
     ]
 
 
