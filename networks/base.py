@@ -61,9 +61,11 @@ class Adapter(nn.Module, ABC):
     # What an algorithm answers
 
     @classmethod
-    @abstractmethod
     def fresh(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: Any) -> "Adapter":
-        """A new adapter with a delta of zero; `arguments` are the network arguments."""
+        """A new adapter with a delta of zero; `arguments` are the network arguments, for algorithms that have some of their own."""
+        adapter = cls(name, layer, rank=rank, alpha=alpha)
+        adapter.initialise()
+        return adapter
 
     @classmethod
     @abstractmethod

@@ -33,12 +33,6 @@ class LoHa(Adapter):
         self.rank_space_is_cheaper = rank * rank * (out + fan_in) < out * fan_in
 
     @classmethod
-    def fresh(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: NetworkArguments) -> "LoHa":
-        adapter = cls(name, layer, rank=rank, alpha=alpha)
-        adapter.initialise()
-        return adapter
-
-    @classmethod
     def from_tensors(cls, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]) -> "LoHa":
         if "hada_w1_b" not in tensors:
             raise ValueError(f"{name}: the file lacks hada_w1_b")

@@ -38,12 +38,6 @@ class LoRA(Adapter):
         self.lora_up = Factor(shape.out, rank, *(1 for _ in shape.kernel))
 
     @classmethod
-    def fresh(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: NetworkArguments) -> "LoRA":
-        adapter = cls(name, layer, rank=rank, alpha=alpha)
-        adapter.initialise()
-        return adapter
-
-    @classmethod
     def from_tensors(cls, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]) -> "LoRA":
         if "lora_down.weight" not in tensors:
             raise ValueError(f"{name}: the file lacks lora_down.weight")

@@ -215,3 +215,15 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(small_sdxl_fi
     with pytest.raises(ValueError, match=r"the loss became (nan|inf) at step \d+ with the images .*png"):
         run(small_sdxl_file, images, tmp_path, "--max_train_steps", "30", "--learning_rate", "1e30", "--max_grad_norm", "0")
     assert not (tmp_path / "net.safetensors").exists()
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_truncated_image_is_named_without_a_traceback(workers: str, small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "broken.png").write_bytes((images / "0.png").read_bytes()[:2000])
+    (folder / "broken.txt").write_text("a cat")
+    (folder / "dataset.toml").write_text(f"[general]\nresolution = 64\n[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{folder}'\n")
+    with pytest.raises(ValueError) as caught:
+        run(small_sdxl_file, folder, tmp_path / "out", "--max_train_steps", "1", "--max_data_loader_n_workers", workers)
+    assert "broken.png" in str(caught.value) and "\n" not in str(caught.value)
