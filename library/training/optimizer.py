@@ -10,11 +10,8 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-from library.core.log import get_logger
 from library.core.options import OptionError, option, pairs
 from library.core.spelling import unknown
-
-logger = get_logger(__name__)
 
 OPTIMIZERS = {
     "AdamW": "torch.optim.AdamW",
@@ -55,9 +52,12 @@ class OptimizerOptions:
         if any(rate < 0 for rate in self.text_encoder_lr):
             yield f"--text_encoder_lr {' '.join(map(str, self.text_encoder_lr))}: must not be negative"
         try:
-            optimizer_arguments(optimizer_class(self.optimizer_type), self.optimizer_args)
+            arguments = optimizer_arguments(optimizer_class(self.optimizer_type), self.optimizer_args)
         except ValueError as error:
             yield from str(error).splitlines()
+        else:
+            if arguments.get("relative_step"):
+                yield "--optimizer_args relative_step=True: Adafactor would find its own rate; leave it out and give --learning_rate"
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
@@ -101,11 +101,7 @@ def build_optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> 
     kind = optimizer_class(options.optimizer_type)
     arguments = optimizer_arguments(kind, options.optimizer_args)
     if kind.__name__ == "Adafactor" and kind.__module__.startswith("transformers"):
-        arguments = {"relative_step": False, "scale_parameter": False, "warmup_init": False} | arguments
-        if arguments["relative_step"]:  # its own rate from the step number: given rates would be a contradiction in its constructor
-            logger.warning("Adafactor with relative_step=True finds its own rate: --learning_rate and its relatives have no effect")
-            groups = [{**group, "lr": None} for group in groups]
-            return _construct(kind, groups, {**arguments, "lr": None})
+        arguments = {"relative_step": False, "scale_parameter": False, "warmup_init": False} | arguments  # the rate is the schedule's
     if kind is torch.optim.AdamW and "foreach" not in arguments and "fused" not in arguments:
         arguments["fused"] = all(parameter.device.type in ("cuda", "cpu") for group in groups for parameter in group["params"])
     return _construct(kind, groups, {**arguments, "lr": options.learning_rate})

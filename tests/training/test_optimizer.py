@@ -95,3 +95,8 @@ def test_schedule_warms_up_and_decays() -> None:
 
 def test_options_without_effect_are_refused() -> None:
     assert "no effect with --lr_scheduler cosine" in problems(ScheduleOptions(lr_scheduler="cosine", lr_scheduler_power=2.0))
+
+
+def test_an_adafactor_that_finds_its_own_rate_is_refused() -> None:
+    options = OptimizerOptions(optimizer_type="Adafactor", optimizer_args=("relative_step=True",))
+    assert "leave it out and give --learning_rate" in problems(options)
