@@ -67,10 +67,9 @@ class TrainedNetwork:
 
 
 def build_trained_network(models: Models, options: NetworkOptions, optimizer: OptimizerOptions, *, text_is_cached: bool) -> TrainedNetwork:
-    """Merge `--base_weights`, make the network, attach it and read its parameter groups. Raises `ValueError` for what does not fit."""
+    """Make the network, attach it and read its parameter groups. Raises `ValueError` for what does not fit."""
     module = load_network_module(options.network_module)
     arguments = {given.name: given.value for given in pairs(options.network_args, "--network_args")}
-    merge_base_weights(models, options)
     trains_text = not (options.network_train_unet_only or text_is_cached or _all_zero(optimizer.text_encoder_lr))
     request = NetworkRequest(
         models=models,

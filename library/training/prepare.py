@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -11,6 +12,7 @@ from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from library.core.command_line import OptionSet
+from library.core.file_hash import sampled_file_hash
 from library.core.log import get_logger
 from library.core.options import OptionError
 from library.data.batch import Batch, TextStates
@@ -82,7 +84,7 @@ def fill_caches(arch: Architecture, models: Models, data: TrainingData, options:
         to_disk, size = choice.cache_text_encoder_outputs_to_disk, choice.text_encoder_batch_size or choice.train_batch_size
         with torch.no_grad(), accelerator.autocast():
             encode = partial(_encode_captions, arch, models, options, device)
-            fill_text(data, encode, identity=identity, to_disk=to_disk, batch_size=size)
+            fill_text(data, encode, identity=identity + _merged_identity(options), to_disk=to_disk, batch_size=size)
         if not keeps:
             for encoder in models.text_encoders:
                 encoder.to("cpu")
@@ -98,6 +100,12 @@ def epochs_of(data: TrainingData, epochs: int, accelerator: Accelerator) -> Iter
     else:
         for epoch in range(epochs):
             yield epoch + 1, iter(load(epoch))
+
+
+def _merged_identity(options: OptionSet) -> str:
+    """What `--base_weights` add to the identity of cached text: they may have changed the text encoders."""
+    network = options[NetworkOptions]
+    return "".join(f" {sampled_file_hash(Path(file))}" for file in network.base_weights) + f" {network.base_weights_multiplier}"
 
 
 def _encode_pixels(arch: Architecture, vae: nn.Module, pixels: Tensor, device: torch.device) -> Tensor:

@@ -19,7 +19,7 @@ from library.data.dataset import TrainingData
 from library.data.options import DataOptions
 from library.diffusion.loss import LossOptions
 from library.models.architecture import Architecture, architecture_named
-from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network
+from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, merge_base_weights
 from library.training.metadata import Facts, MetadataOptions, file_metadata, run_metadata
 from library.training.model import TrainingModel
 from library.training.not_yet import NOT_YET
@@ -143,6 +143,7 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     model_options = options[arch.ModelOptions]
     length = Length.of(options[RunOptions], data.batches_per_epoch(accelerator.num_processes))
     models = arch.load(model_options, device=accelerator.device, dtype=precision.weight_dtype)
+    merge_base_weights(models, options[NetworkOptions])
     fill_caches(arch, models, data, options, accelerator)
     trained = build_trained_network(models, options[NetworkOptions], options[OptimizerOptions], text_is_cached=data.has_cached_text)
     if precision.fp8_base:

@@ -169,6 +169,15 @@ def test_base_weights_are_merged_first(small_sdxl_file: Path, images: Path, tmp_
     assert merged != pytest.approx(plain, rel=1e-6) and nothing == pytest.approx(plain, rel=1e-6)
 
 
+def test_base_weights_change_cached_text_too(small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
+    first = run(small_sdxl_file, images, tmp_path / "a", "--max_train_steps", "6", "--network_train_text_encoder_only").file
+    common = ["--max_train_steps", "2", "--network_train_unet_only", "--base_weights", str(first)]
+    plain = run(small_sdxl_file, images, tmp_path / "b", *common).losses
+    cached = run(small_sdxl_file, images, tmp_path / "c", *common, "--cache_text_encoder_outputs").losses
+    without = run(small_sdxl_file, images, tmp_path / "d", *common[:3]).losses
+    assert plain == pytest.approx(cached, rel=1e-5) and plain != pytest.approx(without, rel=1e-6)
+
+
 @pytest.mark.parametrize("extra", [["--mixed_precision", "bf16"], ["--mixed_precision", "bf16", "--fp8_base", "--gradient_checkpointing"]])
 def test_half_precision_trains(extra: list[str], small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
     plain = run(small_sdxl_file, images, tmp_path / "a", "--max_train_steps", "2").losses
