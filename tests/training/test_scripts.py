@@ -6,13 +6,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+
+from library.core.tensor_file import load_tensors
 
 ROOT = Path(__file__).parent.parent.parent
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+def python(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
@@ -52,6 +55,30 @@ def test_the_readmes_commands_train_and_draw(small_sdxl_file: Path, dataset: Pat
     )  # fmt: skip
     assert drawn.returncode == 0, drawn.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo's launcher is not reliable there")
+def test_two_processes_train_what_one_does_with_accumulation(small_sdxl_file: Path, dataset: Path, tmp_path: Path) -> None:
+    run = [
+        "sdxl_train_network.py", "--pretrained_model_name_or_path", str(small_sdxl_file), "--dataset_config", str(dataset), "--seed", "1",
+        "--network_module", "networks.loha", "--learning_rate", "1e-3", "--max_train_epochs", "3", "--cache_latents",
+    ]  # fmt: skip
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    two = python(*launch, *run, "--dataset_repeats", "4", "--output_dir", str(tmp_path / "two"), ACCELERATE_USE_CPU="true")
+    one = python(
+        *run,
+        "--dataset_repeats",
+        "4",
+        "--output_dir",
+        str(tmp_path / "one"),
+        "--gradient_accumulation_steps",
+        "2",
+        ACCELERATE_USE_CPU="true",
+    )
+    assert two.returncode == 0 and one.returncode == 0, two.stderr + one.stderr
+    first, second = load_tensors(tmp_path / "two" / "last.safetensors"), load_tensors(tmp_path / "one" / "last.safetensors")
+    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow
