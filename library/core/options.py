@@ -134,7 +134,7 @@ def describe(kind: Any) -> str:
     if origin is Literal:
         return "|".join(str(member) for member in members)
     if origin is tuple:
-        return " and ".join(map(describe, members)) if members[-1] is not Ellipsis else f"list of {describe(members[0])}"
+        return f"list of {describe(members[0])}" if members[-1] is Ellipsis else f"{len(members)} {describe(members[0])}s"
     return {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path"}.get(kind, "table")
 
 
