@@ -59,7 +59,11 @@ def read_members(tensors: Mapping[str, Tensor], table: NameTable) -> list[Member
 
     Raises `ValueError` for names and tensors that are not understood, and where nothing is left for the models at hand.
     """
-    found, left_out = table.resolve(by_layer(tensors))
+    layers = by_layer(tensors)
+    known = {key for algorithm in algorithms() for key in algorithm.signature}
+    if not any(name.startswith("lora") or not known.isdisjoint(values) for name, values in layers.items()):
+        raise ValueError(f"not an adapter that can be read: it holds tensors such as {listing(tensors, 2)}, and none like lora_down.weight")
+    found, left_out = table.resolve(layers)
     if left_out:
         logger.warning("%d adapters are left out: no text encoder was given for %s", len(left_out), listing(left_out, 2))
     if not found:

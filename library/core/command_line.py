@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from library.core.log import ROOT_LOGGER
 from library.core.options import Declared, Given, OptionError, _build, _convert_into, declared, describe
 from library.core.spelling import unknown
 
@@ -59,10 +60,11 @@ def parse_command_line(
 
 
 def run_script(main: Callable[[list[str]], object]) -> None:
-    """Call `main` with the arguments; a `ValueError` is the user's to mend: printed without a traceback, exit status 2."""
+    """Call `main` with the arguments; a `ValueError` is the user's to mend: exit status 2, the traceback only at log level DEBUG."""
     try:
         main(sys.argv[1:])
     except ValueError as error:
+        ROOT_LOGGER.debug("where it came from", exc_info=True)
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         raise SystemExit(2) from None
 

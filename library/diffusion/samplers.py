@@ -31,7 +31,7 @@ SAMPLERS: dict[str, tuple[type, dict[str, Any]]] = {
     "heun": (HeunDiscreteScheduler, {"steps_offset": 1}),
     "dpm_2": (KDPM2DiscreteScheduler, {"steps_offset": 1}),
     "dpm_2_a": (KDPM2AncestralDiscreteScheduler, {"steps_offset": 1}),
-    "dpmsolver": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
+    "dpmsolver": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver", "solver_order": 2, "final_sigmas_type": "sigma_min"}),
     "dpmsolver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
     "dpmsingle": (DPMSolverSinglestepScheduler, {"algorithm_type": "dpmsolver++", "solver_order": 2}),
 }

@@ -1,5 +1,6 @@
 """Pictures from prompts: sampling with guidance, several networks, one seed a picture."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -89,6 +90,4 @@ def _sizes(request: Request, batch: int) -> Sizes:
 
 
 def _draws_noise(scheduler: Any) -> bool:
-    import inspect
-
     return "generator" in inspect.signature(scheduler.step).parameters

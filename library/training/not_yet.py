@@ -28,6 +28,6 @@ NOT_YET = dict.fromkeys(
     "clip_skip": "SDXL always reads the penultimate layer of both text encoders; leave it out",
     "use_8bit_adam": "retired: use --optimizer_type AdamW8bit",
     "use_lion_optimizer": "retired: use --optimizer_type Lion",
-    "mem_eff_attn": "retired: torch's scaled_dot_product_attention is always on and as frugal",
-    "xformers": "retired: torch's scaled_dot_product_attention is always on and as fast; leave it out",
+    "mem_eff_attn": "retired: torch's scaled_dot_product_attention is always on; leave it out",
+    "xformers": "retired: torch's scaled_dot_product_attention is always on; leave it out",
 }

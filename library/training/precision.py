@@ -17,7 +17,7 @@ class PrecisionOptions:
 
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", help="dtype of the frozen models and of autocast; adapters stay fp32")
     fp8_base: bool = option(False, help="keep the denoiser's matrix weights as float8_e4m3fn; needs mixed precision")
-    gradient_checkpointing: bool = option(False, help="recompute activations in the backward pass: less memory, about a third more time")
+    gradient_checkpointing: bool = option(False, help="recompute activations in the backward pass: less memory, more time")
     highvram: bool = option(False, help="keep the VAE and text encoders on the device when they are no longer needed")
     sdpa: bool = option(False, help="attention through torch's scaled_dot_product_attention; always on, accepted for sd-scripts' commands")
 

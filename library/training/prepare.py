@@ -34,7 +34,7 @@ def make_accelerator(options: OptionSet) -> Accelerator:
     project_dir = log.project_dir()
     accelerator = Accelerator(
         mixed_precision=options[PrecisionOptions].mixed_precision,
-        log_with=None if project_dir is None else "tensorboard",
+        log_with=None if project_dir is None else log.log_with or "tensorboard",
         project_dir=project_dir,
         # a network may hold adapters that never get a gradient: SDXL does not use the last layer of its first text encoder
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],

@@ -141,3 +141,8 @@ def test_an_adapter_in_place_of_a_checkpoint_says_so(small_sdxl_file: Path, tmp_
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1)}, path)
     with pytest.raises(ValueError, match=r"(?s)lora.safetensors.*(adapter|LoRA)"):
         draw(path, tmp_path, "--prompt", "a cat")
+
+
+def test_a_checkpoint_in_place_of_an_adapter_says_so(small_sdxl_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"small.safetensors: not an adapter that can be read: it holds tensors such as"):
+        draw(small_sdxl_file, tmp_path, "--prompt", "a cat", *with_network(small_sdxl_file))
