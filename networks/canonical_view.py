@@ -8,17 +8,17 @@ and writes the names that it does inside sd-scripts.
 
 from torch import nn
 
-from library.models.architecture import Architecture, Part
+from library.models.naming import Naming, Part
 
 
 class Container(nn.Module):
     """A named place in a view; it computes nothing."""
 
 
-def canonical_view(architecture: Architecture, part: Part, model: nn.Module) -> nn.Module:
+def canonical_view(naming: Naming, part: Part, model: nn.Module) -> nn.Module:
     """The adaptable layers of `model` under their canonical paths. Layers are shared, not copied: patching one patches the model."""
     view = Container()
-    for target in architecture.targets(part, model):
+    for target in naming.targets(part, model):
         above, _, last = target.path.rpartition(".")
         place: nn.Module = view
         path = ""

@@ -11,7 +11,7 @@ from torch import Tensor
 import networks
 from library.core.log import get_logger
 from library.core.tensor_file import listing
-from library.models.architecture import Part, Target
+from library.models.naming import Part, Target
 from networks.base import Adapter
 from networks.formats.kohya import NameTable, by_layer
 

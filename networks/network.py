@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from library.core.log import get_logger
 from library.core.options import OptionError
 from library.core.tensor_file import listing
-from library.models.architecture import Architecture, Part, architecture_named, architecture_names, architecture_of
+from library.models.naming import Naming, Part, naming_named, naming_names, naming_of
 from networks.base import Adapter, Dropouts
 from networks.files import read_adapter_file, save_adapter_file
 from networks.formats.kohya import NameTable, by_layer
@@ -37,11 +37,9 @@ class Network(TrainableNetwork):
     Its parameters are its adapters' only; the base layers are not part of it. `attach` makes it act, `detach` undoes that.
     """
 
-    def __init__(
-        self, members: Iterable[Member], architecture: Architecture, parts: Parts, arguments: NetworkArguments | None = None
-    ) -> None:
+    def __init__(self, members: Iterable[Member], naming: Naming, parts: Parts, arguments: NetworkArguments | None = None) -> None:
         super().__init__()
-        self.architecture = architecture
+        self.naming = naming
         self.parts = list(parts)  # a plain list: the base models are not submodules
         self.arguments = arguments or NetworkArguments()
         self.members = list(members)
@@ -56,8 +54,8 @@ class Network(TrainableNetwork):
 
         Raises `ValueError` naming keys that these models have no layer for.
         """
-        architecture = _architecture_of(denoiser)
-        network = _read(file, None, architecture, parts_of(architecture, text_encoders, denoiser), NetworkArguments())
+        naming = _naming_of(denoiser)
+        network = _read(file, None, naming, parts_of(naming, text_encoders, denoiser), NetworkArguments())
         network.set_multiplier(multiplier)
         return network
 
@@ -154,7 +152,7 @@ class Network(TrainableNetwork):
         return f"{len(self.members)} adapters"
 
     def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        found, left_out = NameTable(self.architecture, self.parts).resolve(by_layer(tensors))
+        found, left_out = NameTable(self.naming, self.parts).resolve(by_layer(tensors))
         own = {adapter.name: adapter for adapter in self.adapters}
         foreign = [name for name in [*found, *left_out] if name not in own]
         absent = [name for name in own if name not in found]
@@ -226,10 +224,10 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
         alpha = DEFAULT_ALPHA if network_alpha is None else network_alpha
         problems = [f"--network_dim {dim}: must be at least 1"] if dim < 1 else []
         problems += [f"--network_alpha {alpha}: must be a number that is not negative"] if not 0 <= alpha < math.inf else []
-        architecture = _architecture_of(unet)
-        arguments, dropouts, turned_on = _read_arguments(algorithm, architecture, neuron_dropout, kwargs, problems)
-        parts = parts_of(architecture, _as_list(text_encoder), unet)
-        plans = plan_layers(architecture, parts, dim=dim, alpha=alpha, arguments=arguments, turned_on=turned_on)
+        naming = _naming_of(unet)
+        arguments, dropouts, turned_on = _read_arguments(algorithm, naming, neuron_dropout, kwargs, problems)
+        parts = parts_of(naming, _as_list(text_encoder), unet)
+        plans = plan_layers(naming, parts, dim=dim, alpha=alpha, arguments=arguments, turned_on=turned_on)
         members = [
             Member(
                 adapter=algorithm.fresh(plan.target.name, plan.layer, plan.rank, plan.alpha, arguments), part=plan.part, target=plan.target
@@ -238,7 +236,7 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
         ]
         for remark in algorithm.remarks([member.adapter for member in members]):
             logger.warning("%s", remark)
-        return _finished(Network(members, architecture, parts, arguments), dropouts, multiplier)
+        return _finished(Network(members, naming, parts, arguments), dropouts, multiplier)
 
     def create_network_from_weights(
         multiplier: float,
@@ -255,12 +253,12 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
 
         Every layer is read by its own algorithm, whichever module was named; one that differs is said. Raises `ValueError`.
         """
-        architecture = _architecture_of(unet)
-        arguments, dropouts, _ = _read_arguments(algorithm, architecture, neuron_dropout, kwargs, [])
+        naming = _naming_of(unet)
+        arguments, dropouts, _ = _read_arguments(algorithm, naming, neuron_dropout, kwargs, [])
         void = [name for name in FROM_FILE if name in kwargs]
         if void:
             logger.warning("%s %s: without effect, the adapter file decides", WHERE, ", ".join(void))
-        network = _read(file, weights_sd, architecture, parts_of(architecture, _as_list(text_encoder), unet), arguments)
+        network = _read(file, weights_sd, naming, parts_of(naming, _as_list(text_encoder), unet), arguments)
         others = {adapter.title for adapter in network.adapters} - {algorithm.title}
         if others:
             logger.info("%s holds %s, not only %s, and is read as such", file, " and ".join(sorted(others)), algorithm.title)
@@ -271,7 +269,7 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
 
 
 def _read_arguments(
-    algorithm: type[Adapter], architecture: Architecture, neuron_dropout: float | None, given: Mapping[str, Any], problems: list[str]
+    algorithm: type[Adapter], naming: Naming, neuron_dropout: float | None, given: Mapping[str, Any], problems: list[str]
 ) -> tuple[NetworkArguments, Dropouts, frozenset[str]]:
     """Network arguments, dropouts, and the arguments that turn on groups; raises `OptionError` with `problems` and all others.
 
@@ -286,14 +284,14 @@ def _read_arguments(
         neuron = math.nan
     if not 0 <= neuron < 1:
         problems.append(f"--network_dropout {dropout}: must be at least 0 and less than 1")
-    arguments, turned_on = read_arguments(algorithm.Arguments, given, architecture, problems)
+    arguments, turned_on = read_arguments(algorithm.Arguments, given, naming, problems)
     if problems or arguments is None:
         raise OptionError(problems)
     return arguments, Dropouts(neuron=neuron, rank=arguments.rank_dropout, module=arguments.module_dropout), turned_on
 
 
 def _read(
-    file: Path | str | None, tensors: Mapping[str, Tensor] | None, architecture: Architecture, parts: Parts, arguments: NetworkArguments
+    file: Path | str | None, tensors: Mapping[str, Tensor] | None, naming: Naming, parts: Parts, arguments: NetworkArguments
 ) -> Network:
     """The network of a file, or of tensors already read from it."""
     if tensors is None:
@@ -301,10 +299,10 @@ def _read(
             raise ValueError("neither an adapter file nor its tensors were given")
         tensors = read_adapter_file(file)
     try:
-        members = read_members(tensors, NameTable(architecture, parts))
+        members = read_members(tensors, NameTable(naming, parts))
     except ValueError as error:
         raise ValueError(f"{file}: {error}" if file is not None else str(error)) from None
-    return Network(members, architecture, parts, arguments)
+    return Network(members, naming, parts, arguments)
 
 
 def _finished(network: Network, dropouts: Dropouts, multiplier: float) -> Network:
@@ -323,9 +321,9 @@ def _as_list(text_encoder: Any) -> list[nn.Module]:
     return [encoder for encoder in text_encoder if encoder is not None] if isinstance(text_encoder, list | tuple) else [text_encoder]
 
 
-def _architecture_of(denoiser: nn.Module) -> Architecture:
-    architecture = architecture_of(denoiser)
-    if architecture is None:
-        titles = ", ".join(architecture_named(name).title for name in architecture_names())
+def _naming_of(denoiser: nn.Module) -> Naming:
+    naming = naming_of(denoiser)
+    if naming is None:
+        titles = ", ".join(naming_named(name).title for name in naming_names())
         raise ValueError(f"a {type(denoiser).__name__} of this structure is no model family that Hadron knows ({titles})")
-    return architecture
+    return naming

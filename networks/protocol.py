@@ -24,7 +24,8 @@ from library.core.atomic import staged
 from library.core.log import get_logger
 from library.core.spelling import nearest
 from library.core.tensor_file import listing
-from library.models.architecture import Models, architecture_of
+from library.models.architecture import Models
+from library.models.naming import naming_of
 from networks.canonical_view import canonical_view
 from networks.rates import spread
 from networks.selection import parts_of
@@ -235,11 +236,9 @@ class ForeignNetwork(TrainableNetwork):
 
 def _views(models: Models) -> tuple[list[nn.Module], nn.Module]:
     """The text encoders and the denoiser as the original checkpoint names their layers."""
-    architecture = architecture_of(models.denoiser)
-    assert architecture is not None, "models come from a family"
-    views = [
-        (part, canonical_view(architecture, part, model)) for part, model in parts_of(architecture, models.text_encoders, models.denoiser)
-    ]
+    naming = naming_of(models.denoiser)
+    assert naming is not None, "models come from a family"
+    views = [(part, canonical_view(naming, part, model)) for part, model in parts_of(naming, models.text_encoders, models.denoiser)]
     return [view for part, view in views if not part.is_denoiser], next(view for part, view in views if part.is_denoiser)
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from library.core.options import Given, OptionError, option, read_group
 from library.core.spelling import nearest
-from library.models.architecture import Architecture, Part, Target
+from library.models.naming import Naming, Part, Target
 from networks.layers import LayerShape
 
 WHERE = "--network_args"
@@ -109,10 +109,10 @@ class LayerPlan:
 
 
 def read_arguments(
-    kind: type[NetworkArguments], given: Mapping[str, Any], architecture: Architecture, problems: list[str]
+    kind: type[NetworkArguments], given: Mapping[str, Any], naming: Naming, problems: list[str]
 ) -> tuple[NetworkArguments | None, frozenset[str]]:
     """The network arguments, and the names among `given` that turn on groups of the family. What is wrong is added to `problems`."""
-    switches = {name for part in architecture.parts for name in part.extra_groups}
+    switches = {name for part in naming.parts for name in part.extra_groups}
     turned_on = set()
     for name in switches & set(given):
         word = str(given[name]).strip().lower()
@@ -121,7 +121,7 @@ def read_arguments(
         elif word in ("true", "1", "yes", "on"):
             turned_on.add(name)
     rest = [Given(name, value, f"{WHERE} {name}") for name, value in given.items() if name not in switches]
-    elsewhere = {**ELSEWHERE, "train_llm_adapter": f"{architecture.title} has no such layers"}
+    elsewhere = {**ELSEWHERE, "train_llm_adapter": f"{naming.title} has no such layers"}
     try:
         return read_group(kind, rest, what="network argument", elsewhere=elsewhere), frozenset(turned_on)
     except OptionError as error:
@@ -192,18 +192,18 @@ def pattern_table(value: Mapping[str, Any] | str | None, where: str) -> Patterns
 # Choosing the layers
 
 
-def parts_of(architecture: Architecture, text_encoders: Sequence[nn.Module], denoiser: nn.Module) -> list[tuple[Part, nn.Module]]:
+def parts_of(naming: Naming, text_encoders: Sequence[nn.Module], denoiser: nn.Module) -> list[tuple[Part, nn.Module]]:
     """The family's parts with the models at hand, denoiser first; text encoders that were not given are left out."""
     encoders = iter(text_encoders)
-    pairs = [(part, denoiser if part.is_denoiser else next(encoders, None)) for part in architecture.parts]
+    pairs = [(part, denoiser if part.is_denoiser else next(encoders, None)) for part in naming.parts]
     surplus = list(encoders)
     if surplus:
-        raise ValueError(f"{len(text_encoders)} text encoders were given; {architecture.title} has {len(text_encoders) - len(surplus)}")
+        raise ValueError(f"{len(text_encoders)} text encoders were given; {naming.title} has {len(text_encoders) - len(surplus)}")
     return [(part, module) for part, module in pairs if module is not None]
 
 
 def plan_layers(
-    architecture: Architecture,
+    naming: Naming,
     parts: Sequence[tuple[Part, nn.Module]],
     *,
     dim: int,
@@ -216,10 +216,10 @@ def plan_layers(
     Raises `OptionError` for every pattern that matches no layer, with the nearest name.
     """
     selection = _Selection(arguments, dim, alpha)
-    plans = [plan for part, module in parts for plan in selection.of_part(part, module, architecture.targets(part, module), turned_on)]
+    plans = [plan for part, module in parts for plan in selection.of_part(part, module, naming.targets(part, module), turned_on)]
     problems = selection.unmatched()
     if not plans and not problems:
-        problems = [f"{WHERE}: the patterns leave no layer of {architecture.title} to adapt"]
+        problems = [f"{WHERE}: the patterns leave no layer of {naming.title} to adapt"]
     if problems:
         raise OptionError(problems)
     return plans

@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "library.diffusion": {"library.diffusion", "library.core"},
     "library.data": {"library.data", "library.core"},
     "library.models": {"library.models", "library.diffusion", "library.data", "library.core"},
-    "networks": {"networks", "library.models.architecture", "library.core"},
+    "networks": {"networks", "library.models.architecture", "library.models.naming", "library.core"},
     "library.training": {"library.training", "networks", "library.models", "library.diffusion", "library.data", "library.core"},
     "library.inference": {"library.inference", "networks", "library.models", "library.diffusion", "library.data", "library.core"},
 }
@@ -62,7 +62,7 @@ def test_imports_go_down() -> None:
 
 
 def test_nothing_outside_its_folder_names_a_family() -> None:
-    families = [folder.name for folder in (ROOT / "library/models").iterdir() if (folder / "spec.py").is_file()]
+    families = [folder.name for folder in (ROOT / "library/models").iterdir() if (folder / "names.py").is_file()]
     assert "sdxl" in families
     shared = [path for path in FILES if path.parts[len(ROOT.parts)] in ("library", "networks")]
     outside = [path for path in shared if not any(f"library/models/{family}" in path.as_posix() for family in families)]

@@ -1,14 +1,15 @@
 """What a model family must answer. Each folder beside this file is one family; nothing outside a folder names it.
 
-A family is a subclass of `Architecture` in `<family>/spec.py`, exported there as `ARCHITECTURE`. Trainers, networks and tools
-reach it through `architecture_named` (by name) or `architecture_of` (by the model in hand).
+A family's names stand in its `names.py` (see `naming.py`); all else is a subclass of `Architecture` in `<family>/spec.py`, exported
+there as `ARCHITECTURE`. Trainers and tools reach it through `architecture_named` (by name) or `architecture_of` (by the model in hand).
 """
 
 import importlib
+import importlib.util
 import pkgutil
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -16,33 +17,10 @@ from torch import Tensor, nn
 
 from library.data.batch import Sizes, TextStates
 from library.diffusion.process import NoiseProcess
+from library.models.naming import Naming
 
 Tokens = dict[str, Tensor]
 """Token ids of a batch of captions: a family's fixed set of integer tensors, each with the batch in dimension 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Target:
-    """One layer that an adapter may change, from the family's canonical table."""
-
-    name: str  # adapter name, prefix included: lora_unet_input_blocks_4_1_proj_in
-    path: str  # dotted path in the original checkpoint; what user patterns see
-    module_path: str  # dotted path in the library's class
-    group: str  # documented container: Transformer2DModel, ResnetBlock2D, Downsample2D, Upsample2D, CLIPAttention, CLIPMLP, ...
-    container: str  # dotted path of that container in the original checkpoint; `path` lies below it
-
-
-@dataclass(frozen=True, kw_only=True)
-class Part:
-    """One adaptable model of a family: the denoiser or a text encoder."""
-
-    name: str  # attribute of `Models` by role, for messages: unet, text encoder 1
-    prefix: str  # lora_unet, lora_te1
-    is_denoiser: bool
-    default_groups: tuple[str, ...]  # adapted without being asked
-    conv_groups: tuple[str, ...] = ()  # adapted as well once conv_dim is given
-    extra_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # network argument -> groups that it turns on
-    default_excludes: tuple[str, ...] = ()  # regexes (fullmatch on `path`)
 
 
 @dataclass(kw_only=True)
@@ -55,28 +33,17 @@ class Models:
     vae: nn.Module | None
 
 
-class Architecture(ABC):
+class Architecture(Naming):
     """The answers of one family. Instances hold no state."""
 
-    name: ClassVar[str]  # folder name: sdxl
-    title: ClassVar[str]  # for messages: SDXL
     base_model_version: ClassVar[str]  # ss_base_model_version
     modelspec_architecture: ClassVar[str]  # modelspec.architecture without the /lora
-    parts: ClassVar[tuple[Part, ...]]  # denoiser first, then the text encoders in order
     latent_channels: ClassVar[int]
     pixels_per_latent: ClassVar[int]  # side of the square of pixels behind one latent position
     resolution_step: ClassVar[int]  # image sides and bucket steps are multiples of it
     default_resolution: ClassVar[int]
     text_keys: ClassVar[tuple[str, ...]]  # the keys of TextStates
     ModelOptions: ClassVar[type]  # the option group that says which files to load
-
-    @abstractmethod
-    def recognises(self, denoiser: nn.Module) -> bool:
-        """Is this model the family's denoiser (by structure, not by one generic class name)?"""
-
-    @abstractmethod
-    def targets(self, part: Part, module: nn.Module) -> list[Target]:
-        """The canonical table of `part` for this very module, in the order that fixes files and initialisation."""
 
     @abstractmethod
     def load(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> Models:
@@ -116,10 +83,11 @@ class Architecture(ABC):
 
 
 def architecture_names() -> list[str]:
-    """The families there are: the folders beside this file, in alphabetical order."""
+    """The families that can be trained and run: the folders beside this file with a `spec.py`, in alphabetical order."""
     import library.models
 
-    return sorted(module.name for module in pkgutil.iter_modules(library.models.__path__) if module.ispkg)
+    folders = sorted(module.name for module in pkgutil.iter_modules(library.models.__path__) if module.ispkg)
+    return [name for name in folders if importlib.util.find_spec(f"library.models.{name}.spec") is not None]
 
 
 def architecture_named(name: str) -> Architecture:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from torch import Tensor, nn
 
 from library.core.tensor_file import listing
-from library.models.architecture import Architecture, Part, Target
+from library.models.naming import Naming, Part, Target
 from networks.layers import LayerShape
 
 HINTS = (  # how the names of a family's adapters begin -> the family
@@ -40,14 +40,14 @@ def by_layer(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 class NameTable:
     """Every spelling of the adapter names of the models at hand. Canonical spellings win."""
 
-    def __init__(self, architecture: Architecture, parts: Sequence[tuple[Part, nn.Module]]) -> None:
-        self.architecture = architecture
+    def __init__(self, naming: Naming, parts: Sequence[tuple[Part, nn.Module]]) -> None:
+        self.naming = naming
         self.order: dict[str, tuple[Part, Target, nn.Module]] = {}  # canonical name -> its place, in table order
         self._spellings: dict[str, str] = {}
-        encoders = [part for part in architecture.parts if not part.is_denoiser]
+        encoders = [part for part in naming.parts if not part.is_denoiser]
         for part, module in parts:
             layers = dict(module.named_modules())
-            targets = architecture.targets(part, module)
+            targets = naming.targets(part, module)
             known = {target.module_path for target in targets}
             targets = targets + [
                 _outside_the_table(part, path) for path, layer in layers.items() if path not in known and _is_adaptable(layer)
@@ -87,7 +87,7 @@ class NameTable:
         return {name: found[name] for name in self.order if name in found}, left_out
 
     def _refusal(self, unknown: Sequence[str], total: int) -> str:
-        title = self.architecture.title
+        title = self.naming.title
         family = seems_for(unknown)
         hint = f"; the file seems to be for {family}" if family and family != title else ""
         example = next(iter(self.order), "none")

@@ -9,7 +9,7 @@ from torch import nn
 
 from library.core.options import OptionError
 from library.core.tensor_file import save_tensors
-from library.models.architecture import Part, Target
+from library.models.naming import Part, Target
 from networks import lora
 from networks.network import Network
 
@@ -45,7 +45,7 @@ class Family:
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    monkeypatch.setattr("networks.network.architecture_of", lambda denoiser: Family())
+    monkeypatch.setattr("networks.network.naming_of", lambda denoiser: Family())
     denoiser = nn.ModuleDict(
         {"blocks": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 6)]), "my_norm": nn.Linear(4, 4), "llm": nn.Linear(4, 4)}
     )

@@ -4,11 +4,23 @@ Files, initialisation and what user patterns see follow the paths of the origina
 """
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 from torch import nn
 
-from library.models.architecture import Part, Target
+from library.models.naming import Blocks, Naming, Part, Target
 from library.models.sdxl.keymap import RESNET, text_level, unet_blocks
+
+SECTIONS = {"input_blocks": 1, "middle_block": 10, "output_blocks": 13}  # numbers of their first blocks; 0 and 22 are the ends
+
+
+def block_number(path: str) -> int:
+    """The number of a layer's block in block-wise tables: 0 embeddings, 1-9 input, 10-12 middle, 13-21 output, 22 last."""
+    section, _, rest = path.partition(".")
+    if section not in SECTIONS:
+        return 22 if section == "out" else 0
+    return SECTIONS[section] + int(rest.partition(".")[0])
+
 
 UNET = Part(
     name="unet",
@@ -16,9 +28,26 @@ UNET = Part(
     is_denoiser=True,
     default_groups=("Transformer2DModel",),
     conv_groups=("ResnetBlock2D", "Downsample2D", "Upsample2D"),
+    comfyui_prefix="diffusion_model",
+    other_prefixes=("unet", "lycoris", "model.diffusion_model", "base_model.model"),
+    blocks=Blocks(count=23, down=range(1, 10), mid=range(10, 13), up=range(13, 22), number=block_number),
 )
-TEXT_1 = Part(name="text encoder 1", prefix="lora_te1", is_denoiser=False, default_groups=("CLIPAttention", "CLIPMLP"))
-TEXT_2 = Part(name="text encoder 2", prefix="lora_te2", is_denoiser=False, default_groups=("CLIPAttention", "CLIPMLP"))
+TEXT_1 = Part(
+    name="text encoder 1",
+    prefix="lora_te1",
+    is_denoiser=False,
+    default_groups=("CLIPAttention", "CLIPMLP"),
+    comfyui_prefix="text_encoders.clip_l.transformer",
+    other_prefixes=("text_encoder",),
+)
+TEXT_2 = Part(
+    name="text encoder 2",
+    prefix="lora_te2",
+    is_denoiser=False,
+    default_groups=("CLIPAttention", "CLIPMLP"),
+    comfyui_prefix="text_encoders.clip_g.transformer",
+    other_prefixes=("text_encoder_2",),
+)
 PARTS = (UNET, TEXT_1, TEXT_2)
 
 RESNET_LAYERS = ("conv1", "time_emb_proj", "conv2", "conv_shortcut")
@@ -33,9 +62,26 @@ TEXT_LAYERS = (
 )
 
 
-def targets(part: Part, module: nn.Module) -> list[Target]:
-    """The adaptable layers of `module`, the model of `part`, in canonical order."""
-    return list(_unet_targets(module) if part.is_denoiser else _text_targets(part, module))
+class SDXLNaming(Naming):
+    """The names of SDXL's layers."""
+
+    name: ClassVar[str] = "sdxl"
+    title: ClassVar[str] = "SDXL"
+    parts: ClassVar[tuple[Part, ...]] = PARTS
+
+    def recognises(self, denoiser: nn.Module) -> bool:
+        """A U-Net with size conditioning: `UNet2DConditionModel` configured as in SDXL."""
+        conditioning = getattr(getattr(denoiser, "config", None), "addition_embed_type", None)
+        return conditioning == "text_time" and isinstance(getattr(denoiser, "down_blocks", None), nn.ModuleList)
+
+    def targets(self, part: Part, module: nn.Module) -> list[Target]:
+        return list(_unet_targets(module) if part.is_denoiser else _text_targets(part, module))
+
+    def outline(self, part: Part) -> nn.Module:
+        raise NotImplementedError
+
+
+NAMING = SDXLNaming()
 
 
 def _unet_targets(unet: nn.Module) -> Iterator[Target]:

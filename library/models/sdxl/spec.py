@@ -13,10 +13,11 @@ from library.core.file_hash import file_sha256, sampled_file_hash, short_file_ha
 from library.core.options import option
 from library.data.batch import Sizes, TextStates
 from library.diffusion.process import DDPMProcess, NoiseProcess
-from library.models.architecture import Architecture, Models, Part, Target, Tokens
-from library.models.sdxl import names, text
+from library.models.architecture import Architecture, Models, Tokens
+from library.models.sdxl import text
 from library.models.sdxl.checkpoint import load_checkpoint
 from library.models.sdxl.configuration import LATENT_SCALE
+from library.models.sdxl.names import SDXLNaming
 from library.models.sdxl.vocabulary import find_vocabularies
 
 
@@ -41,28 +42,17 @@ class ModelOptions:
         return self.max_token_length or text.CHUNK
 
 
-class SDXL(Architecture):
+class SDXL(SDXLNaming, Architecture):
     """Stable Diffusion XL base and its fine-tunes (Podell et al. 2023)."""
 
-    name: ClassVar[str] = "sdxl"
-    title: ClassVar[str] = "SDXL"
     base_model_version: ClassVar[str] = "sdxl_base_v1-0"
     modelspec_architecture: ClassVar[str] = "stable-diffusion-xl-v1-base"
-    parts: ClassVar[tuple[Part, ...]] = names.PARTS
     latent_channels: ClassVar[int] = 4
     pixels_per_latent: ClassVar[int] = 8
     resolution_step: ClassVar[int] = 32
     default_resolution: ClassVar[int] = 1024
     text_keys: ClassVar[tuple[str, ...]] = ("hidden_states", "pooled")
     ModelOptions: ClassVar[type] = ModelOptions
-
-    def recognises(self, denoiser: nn.Module) -> bool:
-        """A U-Net with size conditioning: `UNet2DConditionModel` configured as in SDXL."""
-        conditioning = getattr(getattr(denoiser, "config", None), "addition_embed_type", None)
-        return conditioning == "text_time" and isinstance(getattr(denoiser, "down_blocks", None), nn.ModuleList)
-
-    def targets(self, part: Part, module: nn.Module) -> list[Target]:
-        return names.targets(part, module)
 
     def load(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> Models:
         files = cast(ModelOptions, options)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
-from library.models.architecture import Part
+from library.models.naming import Part
 from library.models.sdxl import components, names
 from library.models.sdxl.checkpoint import CONSTANTS
 
@@ -34,13 +34,13 @@ def test_full_size_names_paths_groups_shapes_and_order_are_those_of_sd_scripts(p
     module = full_size(part)
     found = [
         [target.name, target.path, target.module_path, target.group, list(module.get_parameter(f"{target.module_path}.weight").shape)]
-        for target in names.targets(part, module)
+        for target in names.NAMING.targets(part, module)
     ]
     assert found == packed("lora_names.json.gz")[ORACLE[part.prefix]]
 
 
 def test_722_layers_are_adapted_by_default_and_788_with_convolutions():
-    groups = [target.group for target in names.targets(names.UNET, full_size(names.UNET))]
+    groups = [target.group for target in names.NAMING.targets(names.UNET, full_size(names.UNET))]
     default = [group for group in groups if group in names.UNET.default_groups]
     convolutions = [group for group in groups if group in names.UNET.conv_groups]
     assert (len(default), len(convolutions)) == (722, 66)
@@ -54,7 +54,7 @@ def test_small_models_have_unique_names_that_resolve_to_layers(part: Part, small
         "lora_te1": small_sdxl_modules.text_encoder_1,
         "lora_te2": small_sdxl_modules.text_encoder_2,
     }
-    targets = names.targets(part, module[part.prefix])
+    targets = names.NAMING.targets(part, module[part.prefix])
     assert len({target.name for target in targets}) == len({target.module_path for target in targets}) == len(targets)
     assert all(isinstance(module[part.prefix].get_submodule(target.module_path), nn.Linear | nn.Conv2d) for target in targets)
 
@@ -70,12 +70,12 @@ def test_every_linear_and_convolution_of_the_blocks_is_a_target(small_sdxl_modul
         "add_embedding.linear_1",
         "add_embedding.linear_2",
     }
-    assert {target.module_path for target in names.targets(names.UNET, unet)} == layers - stems
+    assert {target.module_path for target in names.NAMING.targets(names.UNET, unet)} == layers - stems
 
 
 def test_names_of_both_text_encoders_hold_text_model_whatever_the_class_calls_it(small_sdxl_modules: SimpleNamespace):
-    first = names.targets(names.TEXT_1, small_sdxl_modules.text_encoder_1)[0]
-    second = names.targets(names.TEXT_2, small_sdxl_modules.text_encoder_2)[0]
+    first = names.NAMING.targets(names.TEXT_1, small_sdxl_modules.text_encoder_1)[0]
+    second = names.NAMING.targets(names.TEXT_2, small_sdxl_modules.text_encoder_2)[0]
     assert first.name == "lora_te1_text_model_encoder_layers_0_self_attn_k_proj"
     assert second.name == "lora_te2_text_model_encoder_layers_0_self_attn_k_proj"
     assert first.path == second.path
