@@ -7,29 +7,57 @@ The base output and the delta are computed apart and added: W + dW in half preci
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from networks.layers import LayerShape
-from networks.stack import stack_of
+from networks import dora
+from networks.layers import LayerShape, dense_weight
+from networks.stack import attached_to, base_forward_of, stack_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dropouts:
     """Probabilities of the three dropouts, each in [0, 1); they act in training mode only and keep the expected output.
 
-    `neuron`: elements of the delta's input. `rank`: ranks, per sample; rows of the delta where there is no rank to drop.
+    `neuron`: elements of the delta's input. `rank`: ranks, per sample; rows of the delta where there is no rank to drop, or
+    everywhere with `rank_mode` "rows", as LyCORIS and sd-scripts do it.
     `module`: the whole delta of a layer in a step; the exception: as in sd-scripts, what remains is not scaled up.
     """
 
     neuron: float = 0.0
     rank: float = 0.0
     module: float = 0.0
+    rank_mode: Literal["rank", "rows"] = "rank"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extras:
+    """What an adapter of any algorithm may have besides its factors.
+
+    `scalar`: a learned factor on the whole delta, which starts at zero in place of a factor; folded into a factor in files.
+    `magnitude`: DoRA, and the axis of its magnitudes; `full_norm` lets gradients flow through its norm, as LyCORIS does.
+    """
+
+    scalar: bool = False
+    magnitude: dora.Axis | None = None
+    full_norm: bool = False
+
+    @classmethod
+    def asked(cls, arguments: Any) -> "Extras":
+        """Those of the network arguments."""
+        magnitude = ("out" if arguments.wd_on_output else "in") if arguments.dora_wd else None
+        return cls(scalar=arguments.use_scalar, magnitude=magnitude, full_norm=arguments.dora_norm == "full")
+
+    @classmethod
+    def found(cls, name: str, shape: LayerShape, tensors: Mapping[str, Tensor]) -> "Extras":
+        """Those of a file's tensors. Raises `ValueError` for magnitudes that do not fit the layer."""
+        magnitude = tensors.get("dora_scale")
+        return cls(scalar="scalar" in tensors, magnitude=None if magnitude is None else dora.axis_of(shape, magnitude, name))
 
 
 class Adapter(nn.Module, ABC):
@@ -38,34 +66,52 @@ class Adapter(nn.Module, ABC):
     title: ClassVar[str]  # for messages: LoHa
     signature: ClassVar[tuple[str, ...]]  # parameter names by which a file's entry is known: any of them
     boosted: ClassVar[tuple[str, ...]]  # parameters whose rate LoRA+ multiplies, by the start of their name
+    folds_into: ClassVar[tuple[str, ...]]  # the first of these that there is takes up the scalar in files
     Arguments: ClassVar[type]  # the network arguments: a subclass of networks.selection.NetworkArguments
+    is_algorithm: ClassVar[bool] = True  # whether it can be trained: False for what is only read from files
 
     layer: nn.Module
     alpha: Tensor  # float32, 0-d, saved; `scale` is what it means
     scale: float
+    scalar: nn.Parameter | None
+    dora_scale: nn.Parameter | None
 
-    def __init__(self, name: str, layer: nn.Module, *, rank: int, alpha: float, dropouts: Dropouts | None = None) -> None:
+    def __init__(self, name: str, layer: nn.Module, *, rank: int, alpha: float, extras: Extras | None = None) -> None:
         super().__init__()
         self.name = name
         object.__setattr__(self, "layer", layer)  # past nn.Module, which would take it for a part of the adapter
-        self.shape = LayerShape.of(layer)
+        self.shape = self.shape_of(layer)
         self.rank = rank
+        self.network_name: str | None = None
         self.multiplier = 1.0
         self.enabled = True
         self.is_merged = False
-        self.dropouts = dropouts or Dropouts()
+        self.dropouts = Dropouts()
+        self.extras = extras or Extras()
         self.register_buffer("alpha", torch.empty(()))
         self._alpha = 0.0
         self.set_alpha(alpha)
+        magnitude = self.extras.magnitude
+        self.scalar = nn.Parameter(torch.ones(())) if self.extras.scalar else None
+        self.dora_scale = nn.Parameter(torch.empty(dora.magnitude_shape(self.shape, magnitude))) if magnitude else None
 
     # What an algorithm answers
 
     @classmethod
     def fresh(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: Any) -> "Adapter":
-        """A new adapter with a delta of zero; `arguments` are the network arguments, for algorithms that have some of their own."""
-        adapter = cls(name, layer, rank=rank, alpha=alpha)
-        adapter.initialise()
+        """A new adapter with a delta of zero, built as the network arguments say."""
+        adapter = cls.designed(name, layer, rank, alpha, arguments)
+        if not adapter.alpha.is_meta:  # on the meta device there is nothing to fill
+            with torch.no_grad():
+                adapter.initialise()
+                if adapter.dora_scale is not None:
+                    adapter.dora_scale.copy_(adapter.magnitudes().view_as(adapter.dora_scale))
         return adapter
+
+    @classmethod
+    @abstractmethod
+    def designed(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: Any) -> "Adapter":
+        """A new adapter with empty parameters, its structure as the network arguments say."""
 
     @classmethod
     @abstractmethod
@@ -74,11 +120,19 @@ class Adapter(nn.Module, ABC):
 
     @abstractmethod
     def initialise(self) -> None:
-        """Fill the parameters for a delta of zero that every parameter can leave."""
+        """Fill the factors for a delta of zero that every parameter can leave."""
+
+    def begin(self, parameter: nn.Parameter, fill: Callable[[Tensor], Any]) -> None:
+        """Let this factor start at zero; with a scalar, which then is the zero, `fill` it instead."""
+        if self.scalar is None:
+            nn.init.zeros_(parameter)
+        else:
+            fill(parameter)
+            nn.init.zeros_(self.scalar)
 
     @abstractmethod
     def formula(self) -> Tensor:
-        """The delta without its scale, in any shape with the weight's elements in the weight's order."""
+        """The delta without its scale, in any shape with the weight's elements in the weight's order; linear in every factor."""
 
     @property
     @abstractmethod
@@ -90,27 +144,61 @@ class Adapter(nn.Module, ABC):
         """What the user should be told once about a whole network of freshly made adapters."""
         return []
 
+    @staticmethod
+    def shape_of(layer: nn.Module) -> LayerShape:
+        """The shape of a layer that this kind of adapter can change. Raises `ValueError` for others."""
+        return LayerShape.of(layer)
+
+    @property
+    def has_ranks(self) -> bool:
+        """Whether `delta` can drop single ranks."""
+        return self.shape.groups == 1
+
+    def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
+        """<W, formula> and |formula|^2 along `axis`, for `weight` (out, inner, kernel); algorithms need not form the delta for it."""
+        return dora.overlap_of_dense(self.formula().reshape(weight.shape), weight, axis)
+
     # The delta
 
-    def delta_weight(self) -> Tensor:
-        """The change of the weight at multiplier 1, in its shape, computed in float32 or better."""
+    @property
+    def coefficient(self) -> float | Tensor:
+        """What the formula is multiplied by: alpha / rank, and the learned scalar where there is one."""
+        return self.scale if self.scalar is None else self.scalar * self.scale
+
+    def direction(self) -> Tensor:
+        """The scaled delta at multiplier 1 in the weight's shape, before DoRA, computed in float32 or better."""
         with torch.autocast(self.alpha.device.type, enabled=False):
-            return (self.formula() * self.scale).reshape(self.shape.weight)
+            return (self.formula() * self.coefficient).reshape(self.shape.weight)
+
+    def delta_weight(self, base: Tensor | None = None) -> Tensor:
+        """The change of the weight at multiplier 1, in its shape; DoRA's is of `base`, the layer's own weight if not given."""
+        direction = self.direction()
+        if self.dora_scale is None:
+            return direction
+        base = (dense_weight(self.layer) if base is None else base).to(direction)
+        gain = self.gain(base).view_as(self.dora_scale)
+        return (gain - 1) * base + gain * direction
+
+    def delta_bias(self) -> Tensor | None:
+        """The change of the bias; algorithms have none."""
+        return None
 
     def delta(self, x: Tensor) -> Tensor:
-        """The change of the output for `x` at multiplier 1; here by the whole weight, in algorithms by something cheaper."""
-        return self.drop_rows(self.shape.apply(x, self.delta_weight().to(x.dtype)), x)
+        """The change of the output for `x` before DoRA; here by the whole weight, in algorithms by something cheaper."""
+        return self.shape.apply(x, self.direction().to(x.dtype))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The delta as it is trained: with dropouts, in autocast's dtype or the parameters'."""
+    def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
+        """The change of the output for `x` as it is trained: with dropouts, in autocast's dtype or the parameters'.
+
+        `output` is the layer's own output for `x`, which DoRA needs and computes if it is not given.
+        """
+        given = x
         if not torch.is_autocast_enabled(x.device.type):
             x = x.to(self.dtype)
-        if not self.training:
-            return self.delta(x)
-        if self.dropouts.neuron:
+        if self.training and self.dropouts.neuron:
             x = F.dropout(x, self.dropouts.neuron)
-        y = self.delta(x)
-        if self.dropouts.module:  # a factor rather than a branch: no host sync, and every rank has a gradient
+        y = self._dropped_delta(x) if self.dora_scale is None else self._renormalised(x, given, output)
+        if self.training and self.dropouts.module:  # a factor rather than a branch: no host sync, and every rank has a gradient
             y = y * (torch.rand((), device=y.device) >= self.dropouts.module).to(y.dtype)
         return y
 
@@ -118,19 +206,65 @@ class Adapter(nn.Module, ABC):
         """A parameter in at least float32, for `formula`."""
         return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
 
+    # Dropouts
+
     @property
     def drops_ranks(self) -> bool:
-        """Whether rank dropout acts now."""
-        return self.training and self.dropouts.rank > 0
+        """Whether `delta` has to drop ranks now."""
+        return self.training and self.dropouts.rank > 0 and self.dropouts.rank_mode == "rank" and self.has_ranks
 
     def kept(self, x: Tensor, size: int) -> Tensor:
         """Factors (batch, size) for the batch of `x`: 0 where dropped, 1/(1-p) where kept."""
         ones = torch.ones((*self.shape.batch_of(x), size), device=x.device, dtype=x.dtype)
         return F.dropout(ones, self.dropouts.rank)
 
-    def drop_rows(self, y: Tensor, x: Tensor) -> Tensor:
-        """Rank dropout for a delta without a rank: whole output channels, per sample."""
-        return y * self.shape.along_channels(self.kept(x, self.shape.out), y) if self.drops_ranks else y
+    def _dropped_delta(self, x: Tensor) -> Tensor:
+        """The delta, with rank dropout on its rows (whole output channels, per sample) where ranks are not dropped."""
+        y = self.delta(x)
+        if self.training and self.dropouts.rank and not self.drops_ranks:
+            y = y * self.shape.along_channels(self.kept(x, self.shape.out), y)
+        return y
+
+    # DoRA
+
+    def magnitudes(self) -> Tensor:
+        """|W| of the base for each output or input channel: where DoRA's magnitudes start."""
+        assert self.extras.magnitude is not None
+        return self._norms(dense_weight(self.layer), with_delta=False)
+
+    def gain(self, base: Tensor) -> Tensor:
+        """m / |W + D| for each output or input channel, float32 or better; W is `base`, in the weight's shape."""
+        assert self.dora_scale is not None
+        with torch.autocast(self.alpha.device.type, enabled=False):
+            with torch.set_grad_enabled(self.extras.full_norm and torch.is_grad_enabled()):
+                norms = self._norms(base, with_delta=True)
+            return self.wide(self.dora_scale).flatten() / norms
+
+    def _norms(self, base: Tensor, with_delta: bool) -> Tensor:
+        axis = self.extras.magnitude
+        assert axis is not None
+        weight = self.wide(base).reshape(self.shape.out, self.shape.inner, -1)
+        weight = weight.to(torch.promote_types(weight.dtype, self.dtype))
+        squares = dora.squared_norms(weight, axis)
+        if with_delta:
+            cross, own = self.overlap(weight, axis)
+            squares = squares + 2 * self.coefficient * cross + self.coefficient * self.coefficient * own
+        return squares.clamp_min(torch.finfo(squares.dtype).tiny).sqrt()
+
+    def _renormalised(self, x: Tensor, given: Tensor, output: Tensor | None) -> Tensor:
+        """The change of the output under DoRA. `given` is the input as the base sees it, `x` after cast and dropout."""
+        gain = self.gain(dense_weight(self.layer))
+        bias = getattr(self.layer, "bias", None)
+        base_forward: Callable[..., Tensor] = base_forward_of(self.layer)
+        if self.extras.magnitude == "out":
+            output = base_forward(given) if output is None else output
+            bare = output if bias is None else output - self.shape.along_channels(bias, output)
+            y = self._dropped_delta(x)
+            return y * self.shape.along_channels(gain, y).to(y.dtype) + bare * self.shape.along_channels(gain - 1, y).to(y.dtype)
+        gain = gain.repeat(self.shape.groups)
+        y = self._dropped_delta(x * self.shape.along_channels(gain, x).to(x.dtype))
+        moved = base_forward(given * self.shape.along_channels(gain - 1, given).to(given.dtype))
+        return y + (moved if bias is None else moved - self.shape.along_channels(bias, moved))
 
     # Attaching and merging
 
@@ -147,8 +281,7 @@ class Adapter(nn.Module, ABC):
     @property
     def is_attached(self) -> bool:
         """Whether the layer's forward runs this adapter."""
-        stack = self.layer.__dict__.get("_adapter_stack")
-        return stack is not None and any(adapter is self for adapter in stack.attached)
+        return any(adapter is self for adapter in attached_to(self.layer))
 
     def merge(self, *, keep: bool = True) -> None:
         """Add multiplier * delta to the layer's weight: summed in float32, rounded once. `keep` allows `unmerge`."""
@@ -168,9 +301,36 @@ class Adapter(nn.Module, ABC):
         self.scale = self._alpha / self.rank
         self.alpha = torch.tensor(self._alpha, dtype=torch.float32, device=self.alpha.device)
 
+    def factors(self) -> dict[str, nn.Parameter]:
+        """The algorithm's own parameters by name: all but the scalar and the magnitudes."""
+        return {name: value for name, value in self.named_parameters() if name not in ("scalar", "dora_scale")}
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The tensors that a file holds for this layer: `state_dict()` with the scalar folded into a factor."""
+        state = dict(self.state_dict())
+        scalar = state.pop("scalar", None)
+        if scalar is not None:
+            place = next(name for name in self.folds_into if name in state)
+            state[place] = (self.wide(state[place]) * self.wide(scalar)).to(state[place].dtype)
+        return state
+
+    def delta_norm(self) -> Tensor:
+        """The Frobenius norm of the scaled delta before DoRA."""
+        return torch.linalg.vector_norm(self.direction())
+
+    @torch.no_grad()
+    def shrink(self, ratio: float) -> None:
+        """Scale the delta, which is linear in every factor, by spreading `ratio` over all factors alike."""
+        factors = self.factors().values()
+        for factor in factors:
+            factor.mul_(ratio ** (1 / len(factors)))
+
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over the tensors of a file. Raises `ValueError` naming missing, foreign and misshapen ones."""
         own = dict(self.named_parameters())
+        tensors = dict(tensors)
+        if "scalar" in own:
+            tensors.setdefault("scalar", torch.ones(()))  # files hold it folded into a factor
         problems = [f"lacks {key}" for key in own if key not in tensors]
         problems += [f"has {key}, which this {self.title} has not" for key in tensors if key not in own and key != "alpha"]
         if problems:
@@ -207,6 +367,8 @@ def fitted(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
     Raises `ValueError` naming both shapes otherwise.
     """
+    if tensor.numel() == 1 == math.prod(shape):
+        return tensor.reshape(shape)
     if tensor.dim() == 0 or tensor.shape[0] != shape[0] or tensor.numel() != math.prod(shape):
         raise ValueError(f"{name} has the shape {list(tensor.shape)}; {list(shape)} was expected")
     return tensor.reshape(shape)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -85,6 +86,40 @@ class LayerShape:
             shape[0] = values.shape[0]
         return values.reshape(shape)
 
+    def fold_core(self, core: Tensor, inner: Tensor) -> Tensor:
+        """A Tucker core (r, r, *kernel) and its input factor (r, inner) as one flat factor (r, inner * kernel) of the same rank.
+
+        sum_n core[m, n, k] inner[n, i]: the second axis of the core belongs to the input side (LyCORIS, section "CP decomposition").
+        """
+        return torch.einsum("mnk,ni->mik", core.flatten(2), inner.flatten(1)).flatten(1)
+
     def batch_of(self, x: Tensor) -> tuple[int, ...]:
         """(batch,) of an input, or () where it has no batch dimension."""
         return (x.shape[0],) if x.dim() > -self.channel else ()
+
+
+def dense_weight(layer: nn.Module) -> Tensor:
+    """The weight of a layer in plain floats, whatever it is packed in (torchao, quanto, bitsandbytes).
+
+    Raises `ValueError` where it cannot be unpacked or is not loaded (meta).
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor) or weight.is_meta:
+        raise ValueError(f"the weights of this {type(layer).__name__} are not loaded")
+    if is_plain(weight):
+        return weight.detach()
+    if getattr(weight, "quant_state", None) is not None:
+        from bitsandbytes.functional import dequantize_4bit
+
+        return dequantize_4bit(weight.data, weight.quant_state)
+    scales = next((place.SCB for place in (weight, getattr(layer, "state", None)) if getattr(place, "SCB", None) is not None), None)
+    if weight.dtype == torch.int8 and scales is not None:
+        return weight.data.float() * (scales.float().unsqueeze(1) / 127)  # bitsandbytes' LLM.int8(): every row scaled to +-127
+    if type(weight.data) is not Tensor and hasattr(weight, "dequantize"):
+        return weight.dequantize()
+    raise ValueError(f"the weight of this {type(layer).__name__} is packed in a way that is not understood ({weight.dtype})")
+
+
+def is_plain(weight: Tensor) -> bool:
+    """Whether a weight holds its own floats, of any width, rather than a packed form of them."""
+    return type(weight.data) is Tensor and weight.is_floating_point()

@@ -1,11 +1,12 @@
 """LoKr: dW = alpha/r * kron(w1, w2) (LyCORIS, Yeh et al. 2024, https://arxiv.org/abs/2309.14859, section 4; KronA, https://arxiv.org/abs/2212.10650).
 
-The weight's rows are A*C and its columns B*D; w1 is (A, B), w2 is (C, D, *kernel) or w2_a (C, r) @ w2_b (r, D * kernel).
+The weight's rows are A*C and its columns B*D; w1 is (A, B), w2 is (C, D, *kernel), or w2_a (C, r) @ w2_b (r, D * kernel), or for
+convolutions a Tucker core t2 (r, r, *kernel) between w2_a (r, C) and w2_b (r, D). w1 may be w1_a (A, r) @ w1_b (r, B).
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -13,10 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from library.core.options import option
-from networks.base import Adapter, Dropouts
+from library.models.naming import Target
+from networks import dora
+from networks.arguments import WHERE, NetworkArguments
+from networks.base import Adapter, Extras
+from networks.factory import factory
 from networks.layers import LayerShape
-from networks.network import factory
-from networks.selection import NetworkArguments
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -24,11 +27,34 @@ class LoKrArguments(NetworkArguments):
     """Network arguments of LoKr."""
 
     factor: int = option(-1, help="split of every side of a weight: its smaller factor is at most this; -1 splits as evenly as possible")
+    network_reg_factors: dict | str | None = option(None, help="factors by regex: regex=8,regex2=-1; the first match counts")
+    decompose_both: bool = option(False, help="give the first factor a rank too, where that is smaller than storing it whole")
+    full_matrix: bool = option(False, help="store both factors whole, whatever the rank; the scale is 1 then")
+    unbalanced_factorization: bool = option(False, help="give the larger side of the outputs to the first factor")
+
+    tables: ClassVar[tuple[str, ...]] = (*NetworkArguments.tables, "network_reg_factors")
 
     def check(self) -> Iterable[str]:
         yield from super().check()
-        if self.factor != -1 and self.factor < 1:
-            yield f"--network_args factor={self.factor}: must be -1 (as even as possible) or at least 1"
+        if not is_factor(self.factor):
+            yield f"{WHERE} factor={self.factor}: must be -1 (as even as possible) or at least 1"
+        for entry in self.patterns("network_reg_factors").entries:
+            if not is_factor(entry.value):
+                yield f"{entry.where}: a factor must be -1 (as even as possible) or at least 1"
+        if self.full_matrix and self.decompose_both:
+            yield f"{WHERE} decompose_both: contradicts full_matrix, which stores both factors whole"
+        if self.full_matrix and self.use_tucker:
+            yield f"{WHERE} use_tucker: contradicts full_matrix, which stores both factors whole"
+
+    def at(self, target: Target) -> "LoKrArguments":
+        """The arguments for one layer, with its own factor."""
+        entry = self.patterns("network_reg_factors").first(target.path, target.module_path)
+        return self if entry is None else replace(self, factor=int(entry.value), network_reg_factors=None)
+
+
+def is_factor(value: float) -> bool:
+    """Whether a number can be a factor: -1, or a whole number of at least 1."""
+    return value == int(value) and (value == -1 or value >= 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +67,18 @@ class Split:
     d: int
     rank1: int | None = None
     rank2: int | None = None
+    has_core: bool = False  # whether w2 is a Tucker decomposition
+
+    @classmethod
+    def asked(cls, shape: LayerShape, rank: int, arguments: LoKrArguments) -> "Split":
+        """The split of LyCORIS and sd-scripts: a factor has a rank where that is below half its larger side."""
+        a, c = factorise(shape.out, arguments.factor)
+        b, d = factorise(shape.inner, arguments.factor)
+        if arguments.unbalanced_factorization:
+            a, c = c, a
+        rank1 = rank if arguments.decompose_both and rank < max(a, b) / 2 else None
+        rank2 = rank if not arguments.full_matrix and rank < max(c, d) / 2 else None
+        return cls(a=a, b=b, c=c, d=d, rank1=rank1, rank2=rank2, has_core=bool(arguments.use_tucker and rank2 and not shape.is_pointwise))
 
 
 def factorise(size: int, factor: int) -> tuple[int, int]:
@@ -56,8 +94,9 @@ class LoKr(Adapter):
     """The Kronecker product of a small matrix and a larger one, the larger one whole or of rank `rank`."""
 
     title = "LoKr"
-    signature = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")
+    signature = ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2")
     boosted = ("lokr_w1",)
+    folds_into = ("lokr_w1", "lokr_w1_a")
     Arguments: ClassVar[type] = LoKrArguments
 
     lokr_w1: nn.Parameter | None
@@ -66,30 +105,32 @@ class LoKr(Adapter):
     lokr_w2: nn.Parameter | None
     lokr_w2_a: nn.Parameter | None
     lokr_w2_b: nn.Parameter | None
+    lokr_t2: nn.Parameter | None
 
-    def __init__(self, name: str, layer: nn.Module, *, split: Split, rank: int, alpha: float, dropouts: Dropouts | None = None) -> None:
+    def __init__(self, name: str, layer: nn.Module, *, split: Split, rank: int, alpha: float, extras: Extras | None = None) -> None:
         self.has_rank = split.rank1 is not None or split.rank2 is not None
         self.split = split
-        super().__init__(name, layer, rank=rank, alpha=alpha, dropouts=dropouts)
-        positions = math.prod(self.shape.kernel)
-        self._hold("lokr_w1", split.rank1, (split.a, split.b), split.b)
-        self._hold("lokr_w2", split.rank2, (split.c, split.d, *self.shape.kernel), split.d * positions)
+        super().__init__(name, layer, rank=rank, alpha=alpha, extras=extras)
+        kernel, c, d = self.shape.kernel, split.c, split.d
+        self._hold("lokr_w1", split.rank1, whole=(split.a, split.b), left=(split.a, split.rank1), right=(split.rank1, split.b))
+        left, right = (split.rank2, c), (split.rank2, d)
+        if not split.has_core:
+            left, right = (c, split.rank2), (split.rank2, d * math.prod(kernel))
+        self._hold("lokr_w2", split.rank2, whole=(c, d, *kernel), left=left, right=right)
+        core = (split.rank2, split.rank2, *kernel)
+        self.lokr_t2 = nn.Parameter(torch.empty(*core)) if split.has_core else None  # pyright: ignore[reportArgumentType]
 
     @classmethod
-    def fresh(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: LoKrArguments) -> "LoKr":
-        shape = LayerShape.of(layer)
-        a, c = factorise(shape.out, arguments.factor)
-        b, d = factorise(shape.inner, arguments.factor)
-        is_full = rank >= max(c, d) / 2
-        adapter = cls(name, layer, split=Split(a=a, b=b, c=c, d=d, rank2=None if is_full else rank), rank=rank, alpha=alpha)
-        adapter.initialise()
-        return adapter
+    def designed(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: LoKrArguments) -> "LoKr":
+        split = Split.asked(LayerShape.of(layer), rank, arguments)
+        return cls(name, layer, split=split, rank=rank, alpha=alpha, extras=Extras.asked(arguments))
 
     @classmethod
     def from_tensors(cls, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]) -> "LoKr":
-        split = read_split(name, LayerShape.of(layer), tensors)
+        shape = LayerShape.of(layer)
+        split = read_split(name, shape, tensors)
         rank = split.rank2 or split.rank1 or written_rank(tensors.get("alpha"), otherwise=max(split.c, split.d))
-        adapter = cls(name, layer, split=split, rank=rank, alpha=0)
+        adapter = cls(name, layer, split=split, rank=rank, alpha=0, extras=Extras.found(name, shape, tensors))
         adapter.load(tensors)
         return adapter
 
@@ -104,24 +145,44 @@ class LoKr(Adapter):
         ]
 
     def initialise(self) -> None:
-        for whole, left, right in ((self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b), (None, self.lokr_w2_a, None)):
-            for parameter in (whole, left, right):
-                if parameter is not None:
-                    nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
-        nn.init.zeros_(given(self.lokr_w2 if self.lokr_w2 is not None else self.lokr_w2_b))
+        for parameter in (self.lokr_w1, self.lokr_w1_a, self.lokr_w1_b, self.lokr_w2_a):
+            if parameter is not None:
+                nn.init.kaiming_uniform_(parameter, a=math.sqrt(5))
+        last = given(self.lokr_w2 if self.lokr_w2 is not None else self.lokr_w2_b)
+        self.begin(last, lambda parameter: nn.init.kaiming_uniform_(parameter, a=math.sqrt(5)))
+        if self.lokr_t2 is not None:
+            nn.init.kaiming_uniform_(self.lokr_t2, a=math.sqrt(5))
 
     def formula(self) -> Tensor:
-        split = self.split
+        w1, w2 = self.whole_factors()
+        return torch.einsum("ab,cdk->acbdk", w1, w2)
+
+    def whole_factors(self) -> tuple[Tensor, Tensor]:
+        """w1 (A, B) and w2 (C, D, kernel positions), in float32 or better, however they are stored."""
         w1 = self.wide(self.lokr_w1) if self.lokr_w1 is not None else self.wide(given(self.lokr_w1_a)) @ self.wide(given(self.lokr_w1_b))
-        w2 = self.wide(self.lokr_w2) if self.lokr_w2 is not None else self.wide(given(self.lokr_w2_a)) @ self.wide(given(self.lokr_w2_b))
-        return torch.einsum("ab,cdk->acbdk", w1, w2.reshape(split.c, split.d, -1))
+        if self.lokr_w2 is not None:
+            w2 = self.wide(self.lokr_w2)
+        else:
+            left, right = self.wide(given(self.lokr_w2_a)), self.wide(given(self.lokr_w2_b))
+            w2 = left @ right if self.lokr_t2 is None else left.T @ self.shape.fold_core(self.wide(self.lokr_t2), right)
+        return w1, w2.reshape(self.split.c, self.split.d, -1)
 
     def delta(self, x: Tensor) -> Tensor:
         """Never by an (out, in) tensor: y = w1 X w2^T on the input seen as X (B, D), through w2's rank where it has one."""
         if self.shape.groups > 1:
             return super().delta(x)
-        y = self._delta_conv(x) if self.shape.kernel else self._delta_linear(x)
-        return y if self.split.rank2 else self.drop_rows(y, x)
+        return self._delta_conv(x) if self.shape.kernel else self._delta_linear(x)
+
+    @property
+    def has_ranks(self) -> bool:
+        return super().has_ranks and self.split.rank2 is not None
+
+    def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
+        return dora.overlap_of_kronecker(*self.whole_factors(), weight, axis)
+
+    def delta_norm(self) -> Tensor:
+        w1, w2 = self.whole_factors()
+        return torch.linalg.vector_norm(w1) * torch.linalg.vector_norm(w2) * abs(self.coefficient)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -154,15 +215,24 @@ class LoKr(Adapter):
         if not shape.batch_of(x):
             return self._delta_conv(x.unsqueeze(0)).squeeze(0)
         images = x.reshape(-1, split.d, *x.shape[2:])
-        w2 = self.lokr_w2 if self.lokr_w2 is not None else given(self.lokr_w2_b).reshape(-1, split.d, *shape.kernel)
-        hidden = shape.apply(images, w2)  # (N * B, C or r, *positions)
+        hidden = self._slide(images)  # (N * B, C or r, *positions)
         inner, positions = hidden.shape[1], hidden.shape[2:]
         hidden = torch.matmul(self._scaled_w1(), hidden.reshape(x.shape[0], split.b, -1))  # (N, A, C or r * positions)
         if self.lokr_w2 is not None:
             return hidden.reshape(x.shape[0], split.a * split.c, *positions)
         hidden = hidden.reshape(x.shape[0], split.a, inner, *positions)
         hidden = self._drop_block_ranks(hidden, x).reshape(-1, inner, *positions)
-        return shape.mix(hidden, given(self.lokr_w2_a)).reshape(x.shape[0], split.a * split.c, *positions)
+        left = given(self.lokr_w2_a)
+        return shape.mix(hidden, left if self.lokr_t2 is None else left.T).reshape(x.shape[0], split.a * split.c, *positions)
+
+    def _slide(self, images: Tensor) -> Tensor:
+        """`images` (N * B, D, *positions) through the kernel: to C channels, or to w2's ranks."""
+        if self.lokr_w2 is not None:
+            return self.shape.apply(images, self.lokr_w2)
+        right = given(self.lokr_w2_b)
+        if self.lokr_t2 is not None:
+            return self.shape.apply(self.shape.mix(images, right), self.lokr_t2)
+        return self.shape.apply(images, right.reshape(-1, self.split.d, *self.shape.kernel))
 
     def _drop_block_ranks(self, hidden: Tensor, x: Tensor) -> Tensor:
         """Rank dropout on `hidden` (batch, ..., A, r, *positions): the rank axis stands where channels do."""
@@ -170,12 +240,12 @@ class LoKr(Adapter):
 
     def _scaled_w1(self) -> Tensor:
         w1 = self.lokr_w1 if self.lokr_w1 is not None else given(self.lokr_w1_a) @ given(self.lokr_w1_b)
-        return w1 * self.scale
+        return w1 * self.coefficient
 
-    def _hold(self, name: str, rank: int | None, whole: tuple[int, ...], columns: int) -> None:
+    def _hold(self, name: str, rank: int | None, *, whole: tuple[int, ...], left: tuple, right: tuple) -> None:
         self.register_parameter(name, nn.Parameter(torch.empty(whole)) if rank is None else None)
-        self.register_parameter(f"{name}_a", None if rank is None else nn.Parameter(torch.empty(whole[0], rank)))
-        self.register_parameter(f"{name}_b", None if rank is None else nn.Parameter(torch.empty(rank, columns)))
+        self.register_parameter(f"{name}_a", None if rank is None else nn.Parameter(torch.empty(left)))
+        self.register_parameter(f"{name}_b", None if rank is None else nn.Parameter(torch.empty(right)))
 
 
 def given(parameter: Tensor | None) -> Tensor:
@@ -192,22 +262,24 @@ def written_rank(alpha: Tensor | None, otherwise: int) -> int:
 
 def read_split(name: str, shape: LayerShape, tensors: Mapping[str, Tensor]) -> Split:
     """The split that a file's tensors have: never derived from arguments. Raises `ValueError` where they do not fit the layer."""
+    has_core = "lokr_t2" in tensors and "lokr_w2" not in tensors
     a, b, rank1 = _sides(name, "lokr_w1", tensors)
-    c, _, rank2 = _sides(name, "lokr_w2", tensors)
+    c, _, rank2 = _sides(name, "lokr_w2", tensors, is_transposed=has_core)
     if a * c != shape.out or shape.inner % b:
         raise ValueError(f"{name}: w1 ({a}, {b}) and w2 with {c} rows do not make a weight of shape {list(shape.weight)}")
-    return Split(a=a, b=b, c=c, d=shape.inner // b, rank1=rank1, rank2=rank2)
+    return Split(a=a, b=b, c=c, d=shape.inner // b, rank1=rank1, rank2=rank2, has_core=has_core)
 
 
-def _sides(name: str, factor: str, tensors: Mapping[str, Tensor]) -> tuple[int, int, int | None]:
-    """Rows, columns and rank of a factor; rank None where it is stored whole."""
+def _sides(name: str, factor: str, tensors: Mapping[str, Tensor], is_transposed: bool = False) -> tuple[int, int, int | None]:
+    """Rows, columns and rank of a factor; rank None where it is stored whole. With a core the left part is stored as (rank, rows)."""
     if factor in tensors:
-        whole = tensors[factor]
-        return (*_matrix(name, factor, whole), None)
+        return (*_matrix(name, factor, tensors[factor]), None)
     lacking = [part for part in (f"{factor}_a", f"{factor}_b") if part not in tensors]
     if lacking:
         raise ValueError(f"{name}: the file lacks {factor}, or {' and '.join(lacking)}")
     rows, rank = _matrix(name, f"{factor}_a", tensors[f"{factor}_a"])
+    if is_transposed:
+        rows, rank = rank, rows
     return rows, _matrix(name, f"{factor}_b", tensors[f"{factor}_b"])[1], rank
 
 

@@ -1,18 +1,21 @@
 """LoRA: dW = alpha/r * up @ down (Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1).
 
-Convolutions: `down` has the layer's kernel, `up` is 1x1. The bare product of matrices is the same formula on flattened kernels.
+Convolutions: `down` has the layer's kernel, `up` is 1x1; the product of flattened matrices is the same formula. With a Tucker core
+(`use_tucker`, file name `lora_mid`, r x r x kernel) `down` is 1x1 too, and core and down together are the flat `down`.
 """
 
 import math
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from networks.base import Adapter, Dropouts
-from networks.network import factory
-from networks.selection import NetworkArguments
+from networks import dora
+from networks.arguments import NetworkArguments
+from networks.base import Adapter, Extras
+from networks.factory import factory
+from networks.layers import LayerShape
 
 
 class Factor(nn.Module):
@@ -27,42 +30,71 @@ class LoRA(Adapter):
     """The sum of `rank` outer products."""
 
     title = "LoRA"
-    signature = ("lora_down.weight", "lora_up.weight")
+    signature = ("lora_down.weight", "lora_mid.weight", "lora_up.weight")
     boosted = ("lora_up",)
+    folds_into = ("lora_up.weight",)
     Arguments: ClassVar[type] = NetworkArguments
 
-    def __init__(self, name: str, layer: nn.Module, *, rank: int, alpha: float, dropouts: Dropouts | None = None) -> None:
-        super().__init__(name, layer, rank=rank, alpha=alpha, dropouts=dropouts)
-        shape = self.shape
-        self.lora_down = Factor(rank, shape.inner, *shape.kernel)
-        self.lora_up = Factor(shape.out, rank, *(1 for _ in shape.kernel))
+    def __init__(
+        self, name: str, layer: nn.Module, *, rank: int, alpha: float, has_core: bool = False, extras: Extras | None = None
+    ) -> None:
+        super().__init__(name, layer, rank=rank, alpha=alpha, extras=extras)
+        shape, ones = self.shape, (1,) * len(self.shape.kernel)
+        self.lora_down = Factor(rank, shape.inner, *(ones if has_core else shape.kernel))
+        self.lora_mid = Factor(rank, rank, *shape.kernel) if has_core else None
+        self.lora_up = Factor(shape.out, rank, *ones)
+
+    @classmethod
+    def designed(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: Any) -> "LoRA":
+        has_core = arguments.use_tucker and not LayerShape.of(layer).is_pointwise
+        return cls(name, layer, rank=rank, alpha=alpha, has_core=has_core, extras=Extras.asked(arguments))
 
     @classmethod
     def from_tensors(cls, name: str, layer: nn.Module, tensors: Mapping[str, Tensor]) -> "LoRA":
         if "lora_down.weight" not in tensors:
             raise ValueError(f"{name}: the file lacks lora_down.weight")
-        adapter = cls(name, layer, rank=tensors["lora_down.weight"].shape[0], alpha=0)
+        rank = tensors["lora_down.weight"].shape[0] if tensors["lora_down.weight"].dim() > 1 else 0
+        if rank < 1:
+            raise ValueError(f"{name}.lora_down.weight has the shape {list(tensors['lora_down.weight'].shape)}; a matrix was expected")
+        extras = Extras.found(name, LayerShape.of(layer), tensors)
+        adapter = cls(name, layer, rank=rank, alpha=0, has_core="lora_mid.weight" in tensors, extras=extras)
         adapter.load(tensors)
         return adapter
 
     def initialise(self) -> None:
         nn.init.kaiming_uniform_(self.lora_down.weight, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_up.weight)
+        if self.lora_mid is not None:
+            nn.init.kaiming_uniform_(self.lora_mid.weight, a=math.sqrt(5))
+        self.begin(self.lora_up.weight, lambda up: nn.init.kaiming_uniform_(up, a=math.sqrt(5)))
 
     def formula(self) -> Tensor:
-        return self.wide(self.lora_up.weight).flatten(1) @ self.wide(self.lora_down.weight).flatten(1)
+        up, down = self._factors()
+        return up @ down
 
     def delta(self, x: Tensor) -> Tensor:
-        if self.shape.groups > 1:
+        shape = self.shape
+        if shape.groups > 1:
             return super().delta(x)
-        hidden = self.shape.apply(x, self.lora_down.weight) * self.scale
+        down, up = self.lora_down.weight, self.lora_up.weight
+        hidden = shape.apply(x, down) if self.lora_mid is None else shape.apply(shape.mix(x, down), self.lora_mid.weight)
+        hidden = hidden * self.coefficient
         if self.drops_ranks:
-            hidden = hidden * self.shape.along_channels(self.kept(x, self.rank), hidden)
-        return self.shape.mix(hidden, self.lora_up.weight)
+            hidden = hidden * shape.along_channels(self.kept(x, self.rank), hidden)
+        return shape.mix(hidden, up)
+
+    def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
+        return dora.overlap_of_product(*self._factors(), weight, axis)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.lora_down.weight.dtype
+
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        """`up` (out, r) and `down` (r, inner * kernel), in float32 or better."""
+        up, down = self.wide(self.lora_up.weight).flatten(1), self.wide(self.lora_down.weight)
+        if self.lora_mid is None:
+            return up, down.flatten(1)
+        return up, self.shape.fold_core(self.wide(self.lora_mid.weight), down)
 
 
 create_network, create_network_from_weights = factory(LoRA)

@@ -36,7 +36,11 @@ def algorithms() -> tuple[type[Adapter], ...]:
         found += [
             value
             for value in vars(module).values()
-            if isinstance(value, type) and issubclass(value, Adapter) and value is not Adapter and value.__module__ == module.__name__
+            if isinstance(value, type)
+            and issubclass(value, Adapter)
+            and value.__module__ == module.__name__
+            and value is not Adapter
+            and value.is_algorithm
         ]
     return tuple(found)
 

@@ -1,11 +1,7 @@
-"""The adapters of one model: made from arguments or from a file, attached, trained, merged, saved.
+"""The adapters of one model: attached, trained, merged, saved as one. `factory.py` makes them."""
 
-`factory(Algorithm)` gives a module the two functions that sd-scripts expects of a `--network_module`.
-"""
-
-import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +9,20 @@ import torch
 from torch import Tensor, nn
 
 from library.core.log import get_logger
-from library.core.options import OptionError
 from library.core.tensor_file import listing
-from library.models.naming import Naming, Part, naming_named, naming_names, naming_of
-from networks.base import Adapter, Dropouts
+from library.models.naming import Naming, Part
+from networks.any_model import naming_for
+from networks.base import Adapter
 from networks.files import read_adapter_file, save_adapter_file
 from networks.formats.kohya import NameTable, by_layer
 from networks.members import Member, algorithm_of, read_members
 from networks.protocol import TrainableNetwork
 from networks.rates import ParameterGroup, parameter_groups
-from networks.selection import WHERE, NetworkArguments, parts_of, plan_layers, read_arguments
+from networks.selection import NetworkArguments, parts_of
+from networks.stack import attached_to
 
 logger = get_logger(__name__)
 
-DEFAULT_DIM, DEFAULT_ALPHA = 4, 1.0
-FROM_FILE = ("conv_dim", "conv_alpha", "factor", "exclude_patterns", "include_patterns", "network_reg_dims")  # a file decides these
 Parts = Sequence[tuple[Part, nn.Module]]
 
 
@@ -37,7 +32,14 @@ class Network(TrainableNetwork):
     Its parameters are its adapters' only; the base layers are not part of it. `attach` makes it act, `detach` undoes that.
     """
 
-    def __init__(self, members: Iterable[Member], naming: Naming, parts: Parts, arguments: NetworkArguments | None = None) -> None:
+    def __init__(
+        self,
+        members: Iterable[Member],
+        naming: Naming,
+        parts: Parts,
+        arguments: NetworkArguments | None = None,
+        name: str | None = None,
+    ) -> None:
         super().__init__()
         self.naming = naming
         self.parts = list(parts)  # a plain list: the base models are not submodules
@@ -45,6 +47,7 @@ class Network(TrainableNetwork):
         self.members = list(members)
         for member in self.members:
             self.add_module(member.adapter.name, member.adapter)
+        self.rename(name)
 
     @classmethod
     def from_file(
@@ -54,10 +57,16 @@ class Network(TrainableNetwork):
 
         Raises `ValueError` naming keys that these models have no layer for.
         """
-        naming = _naming_of(denoiser)
-        network = _read(file, None, naming, parts_of(naming, text_encoders, denoiser), NetworkArguments())
+        naming = naming_for(denoiser, text_encoders)
+        network = read_network(file, None, naming, parts_of(naming, text_encoders, denoiser), NetworkArguments())
         network.set_multiplier(multiplier)
         return network
+
+    def rename(self, name: str | None) -> None:
+        """Give the network the name by which `networks.set_adapters` switches it."""
+        self.name = name
+        for adapter in self.adapters:
+            adapter.network_name = name
 
     @property
     def adapters(self) -> list[Adapter]:
@@ -65,7 +74,9 @@ class Network(TrainableNetwork):
         return [member.adapter for member in self.members]
 
     def attach(self) -> None:
-        """Let every adapter add its delta to its layer's output."""
+        """Let every adapter add its delta to its layer's output. Raises `ValueError` where another network of this name does."""
+        if self.name is not None and any(self._is_taken(adapter) for adapter in self.adapters):
+            raise ValueError(f"a network named '{self.name}' is attached to this model already; give this one another name, or detach that")
         for adapter in self.adapters:
             adapter.attach()
 
@@ -95,6 +106,19 @@ class Network(TrainableNetwork):
         """Switch all attached adapters on or off."""
         for adapter in self.adapters:
             adapter.enabled = enabled
+
+    @torch.no_grad()
+    def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
+        """Shrink every delta whose Frobenius norm is above `max_norm_value` to it (`--scale_weight_norms`).
+
+        Returns how many were shrunk, and mean and maximum of the norms after it. `device` is of sd-scripts' signature; not needed.
+        """
+        norms = torch.stack([adapter.delta_norm() for adapter in self.adapters]).tolist()  # one wait for the device, not one a layer
+        for adapter, norm in zip(self.adapters, norms, strict=True):
+            if norm > max_norm_value:
+                adapter.shrink(max_norm_value / norm)
+        kept = [min(norm, max_norm_value) for norm in norms]
+        return sum(norm > max_norm_value for norm in norms), sum(kept) / len(kept), max(kept)
 
     def keep_parts(self, *, denoiser: bool, text_encoders: bool) -> None:
         """Drop the adapters of parts that are not wanted: they are neither trained nor saved. Raises `ValueError` if none remain."""
@@ -137,7 +161,11 @@ class Network(TrainableNetwork):
 
     def save_weights(self, file: Path | str, dtype: torch.dtype | None = None, metadata: Mapping[str, str] | None = None) -> None:
         """Write the adapters atomically as safetensors in `dtype` (float32 for None), with metadata and hashes."""
-        save_adapter_file(Path(file), self.state_dict(), dtype, metadata)
+        save_adapter_file(Path(file), self.file_tensors(), dtype, metadata)
+
+    def file_tensors(self) -> dict[str, Tensor]:
+        """The content of a file: `state_dict()` with learned scalars folded into factors."""
+        return {f"{adapter.name}.{key}": tensor for adapter in self.adapters for key, tensor in adapter.file_tensors().items()}
 
     def load_weights(self, file: Path | str) -> str:
         """Take over the values of a file that fits this network exactly; returns a sentence for the log.
@@ -166,6 +194,9 @@ class Network(TrainableNetwork):
             raise ValueError(f"it holds {titles}; name its module as --network_module, or let --dim_from_weights make what the file holds")
         for name, adapter in own.items():
             adapter.load(found[name])
+
+    def _is_taken(self, adapter: Adapter) -> bool:
+        return any(other is not adapter and other.network_name == self.name for other in attached_to(adapter.layer))
 
     # The contract of sd-scripts' trainers
 
@@ -203,97 +234,15 @@ class Network(TrainableNetwork):
         return self.prepare_optimizer_params_with_multiple_te_lrs(text_encoder_lr, unet_lr, default_lr)
 
 
-# Making networks
-
-
-def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[..., tuple[Network, dict[str, Tensor]]]]:
-    """`create_network` and `create_network_from_weights` of one algorithm, with sd-scripts' signatures."""
-
-    def create_network(
-        multiplier: float,
-        network_dim: int | None,
-        network_alpha: float | None,
-        vae: Any,
-        text_encoder: Any,
-        unet: nn.Module,
-        neuron_dropout: float | None = None,
-        **kwargs: Any,
-    ) -> Network:
-        """A new network with a delta of zero. `kwargs` are network arguments; all that is wrong is raised at once (`OptionError`)."""
-        dim = DEFAULT_DIM if network_dim is None else network_dim
-        alpha = DEFAULT_ALPHA if network_alpha is None else network_alpha
-        problems = [f"--network_dim {dim}: must be at least 1"] if dim < 1 else []
-        problems += [f"--network_alpha {alpha}: must be a number that is not negative"] if not 0 <= alpha < math.inf else []
-        naming = _naming_of(unet)
-        arguments, dropouts, turned_on = _read_arguments(algorithm, naming, neuron_dropout, kwargs, problems)
-        parts = parts_of(naming, _as_list(text_encoder), unet)
-        plans = plan_layers(naming, parts, dim=dim, alpha=alpha, arguments=arguments, turned_on=turned_on)
-        members = [
-            Member(
-                adapter=algorithm.fresh(plan.target.name, plan.layer, plan.rank, plan.alpha, arguments), part=plan.part, target=plan.target
-            )
-            for plan in plans
-        ]
-        for remark in algorithm.remarks([member.adapter for member in members]):
-            logger.warning("%s", remark)
-        return _finished(Network(members, naming, parts, arguments), dropouts, multiplier)
-
-    def create_network_from_weights(
-        multiplier: float,
-        file: Path | str | None,
-        vae: Any,
-        text_encoder: Any,
-        unet: nn.Module,
-        weights_sd: Mapping[str, Tensor] | None = None,
-        for_inference: bool = False,
-        neuron_dropout: float | None = None,
-        **kwargs: Any,
-    ) -> tuple[Network, dict[str, Tensor]]:
-        """The network that a file holds, with its values, and its tensors under canonical names.
-
-        Every layer is read by its own algorithm, whichever module was named; one that differs is said. Raises `ValueError`.
-        """
-        naming = _naming_of(unet)
-        arguments, dropouts, _ = _read_arguments(algorithm, naming, neuron_dropout, kwargs, [])
-        void = [name for name in FROM_FILE if name in kwargs]
-        if void:
-            logger.warning("%s %s: without effect, the adapter file decides", WHERE, ", ".join(void))
-        network = _read(file, weights_sd, naming, parts_of(naming, _as_list(text_encoder), unet), arguments)
-        others = {adapter.title for adapter in network.adapters} - {algorithm.title}
-        if others:
-            logger.info("%s holds %s, not only %s, and is read as such", file, " and ".join(sorted(others)), algorithm.title)
-        network = _finished(network, dropouts, multiplier)
-        return network.eval() if for_inference else network, dict(network.state_dict())
-
-    return create_network, create_network_from_weights
-
-
-def _read_arguments(
-    algorithm: type[Adapter], naming: Naming, neuron_dropout: float | None, given: Mapping[str, Any], problems: list[str]
-) -> tuple[NetworkArguments, Dropouts, frozenset[str]]:
-    """Network arguments, dropouts, and the arguments that turn on groups; raises `OptionError` with `problems` and all others.
-
-    sd-scripts' trainers pass `--network_dropout` twice, as `neuron_dropout` and for LyCORIS as `dropout` among the arguments.
-    """
-    given = dict(given)
-    dropout = given.pop("dropout", None)
-    dropout = neuron_dropout if neuron_dropout is not None else dropout
-    try:
-        neuron = float(dropout or 0)
-    except (TypeError, ValueError):
-        neuron = math.nan
-    if not 0 <= neuron < 1:
-        problems.append(f"--network_dropout {dropout}: must be at least 0 and less than 1")
-    arguments, turned_on = read_arguments(algorithm.Arguments, given, naming, problems)
-    if problems or arguments is None:
-        raise OptionError(problems)
-    return arguments, Dropouts(neuron=neuron, rank=arguments.rank_dropout, module=arguments.module_dropout), turned_on
-
-
-def _read(
-    file: Path | str | None, tensors: Mapping[str, Tensor] | None, naming: Naming, parts: Parts, arguments: NetworkArguments
+def read_network(
+    file: Path | str | None,
+    tensors: Mapping[str, Tensor] | None,
+    naming: Naming,
+    parts: Parts,
+    arguments: NetworkArguments,
+    name: str | None = None,
 ) -> Network:
-    """The network of a file, or of tensors already read from it."""
+    """The network of a file, or of tensors already read from it. Raises `ValueError` naming the file and what does not fit."""
     if tensors is None:
         if file is None:
             raise ValueError("neither an adapter file nor its tensors were given")
@@ -302,28 +251,4 @@ def _read(
         members = read_members(tensors, NameTable(naming, parts))
     except ValueError as error:
         raise ValueError(f"{file}: {error}" if file is not None else str(error)) from None
-    return Network(members, naming, parts, arguments)
-
-
-def _finished(network: Network, dropouts: Dropouts, multiplier: float) -> Network:
-    for adapter in network.adapters:
-        adapter.dropouts = dropouts
-    network.set_multiplier(multiplier)
-    if network.arguments.verbose:
-        for member in network.members:
-            logger.info("%s: rank %d, alpha %g", member.target.path, member.adapter.rank, float(member.adapter.alpha))
-    return network
-
-
-def _as_list(text_encoder: Any) -> list[nn.Module]:
-    if text_encoder is None:
-        return []
-    return [encoder for encoder in text_encoder if encoder is not None] if isinstance(text_encoder, list | tuple) else [text_encoder]
-
-
-def _naming_of(denoiser: nn.Module) -> Naming:
-    naming = naming_of(denoiser)
-    if naming is None:
-        titles = ", ".join(naming_named(name).title for name in naming_names())
-        raise ValueError(f"a {type(denoiser).__name__} of this structure is no model family that Hadron knows ({titles})")
-    return naming
+    return Network(members, naming, parts, arguments, name)

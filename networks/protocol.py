@@ -8,7 +8,6 @@ groups, names = network.prepare_optimizer_params_with_multiple_te_lrs(text_encod
 
 import importlib
 import inspect
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-import networks
 from library.core.atomic import staged
 from library.core.log import get_logger
 from library.core.spelling import nearest
@@ -27,6 +25,7 @@ from library.core.tensor_file import listing
 from library.models.architecture import Models
 from library.models.naming import naming_of
 from networks.canonical_view import canonical_view
+from networks.members import algorithms
 from networks.rates import spread
 from networks.selection import parts_of
 
@@ -61,6 +60,15 @@ class TrainableNetwork(nn.Module, ABC):
     @abstractmethod
     def summary(self) -> str:
         """What there is, for a log line."""
+
+    @property
+    def bounds_norms(self) -> bool:
+        """Whether there is an `apply_max_norm_regularization`."""
+        return True
+
+    @abstractmethod
+    def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
+        """Shrink deltas to a Frobenius norm; returns how many were shrunk, and mean and maximum of the norms after it."""
 
     def get_trainable_params(self) -> list[nn.Parameter]:
         """The parameters that are not frozen."""
@@ -113,9 +121,8 @@ def load_network_module(name: str) -> ModuleType:
 
 
 def network_modules() -> list[str]:
-    """The names of our own network modules."""
-    names = [f"networks.{info.name}" for info in pkgutil.iter_modules(networks.__path__)]
-    return [name for name in names if hasattr(importlib.import_module(name), "create_network")]
+    """The names of our own network modules: those of the algorithms."""
+    return sorted(algorithm.__module__ for algorithm in algorithms())
 
 
 def build_network(module: ModuleType, request: NetworkRequest) -> TrainableNetwork:
@@ -176,6 +183,16 @@ class ForeignNetwork(TrainableNetwork):
         rate = rates.pop()
         values = [default_lr if rate is None else rate, default_lr if unet_lr is None else unet_lr, default_lr]
         return _groups(method(*values[: len(inspect.signature(method).parameters)]))
+
+    @property
+    def bounds_norms(self) -> bool:
+        """Whether the network can: LyCORIS' can."""
+        return hasattr(self.network, "apply_max_norm_regularization")
+
+    def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
+        """Passed on."""
+        shrunk, mean, largest = self.network.apply_max_norm_regularization(max_norm_value, device)
+        return int(shrunk), float(mean), float(largest)
 
     def get_trainable_params(self) -> list[nn.Parameter]:
         """What the network says, or every parameter with a gradient."""

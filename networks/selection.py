@@ -1,102 +1,29 @@
-"""Which layers get an adapter, of which rank and alpha, and at which rate: the family's table narrowed by the network arguments."""
+"""Which layers get an adapter, of which rank and alpha: the family's table, or the layers named, narrowed by the network arguments."""
 
-import ast
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from library.core.options import Given, OptionError, option, read_group
+from library.core.options import Given, OptionError, convert, declared, read_group
 from library.core.spelling import nearest
 from library.models.naming import Naming, Part, Target
+from networks import blocks
+from networks.any_model import AnyModel, chosen_by, found_in, is_adaptable
+from networks.arguments import PATTERN_LISTS, WHERE, NetworkArguments, advice, boosted_by, unaliased
+from networks.blocks import BlockTables
 from networks.layers import LayerShape
+from networks.patterns import Pattern
 
-WHERE = "--network_args"
-LYCORIS = "not supported by Hadron's modules yet; use --network_module lycoris.kohya for it"
-BLOCKWISE = (
-    "block-wise tables are not supported yet; use network_reg_dims and network_reg_lrs with patterns such as 'input_blocks[.]4[.].*=8'"
-)
-ELSEWHERE = {
-    "algo": "belongs to lycoris.kohya; here the module is the algorithm: --network_module networks.lora, networks.loha or networks.lokr",
-    "preset": "belongs to lycoris.kohya; here exclude_patterns, include_patterns and conv_dim choose the layers",
-    "dim": "give the rank with --network_dim",
-    "alpha": "give it with --network_alpha",
-    "network_dim": "give it as --network_dim, not inside --network_args",
-    "network_alpha": "give it as --network_alpha, not inside --network_args",
-    **dict.fromkeys(
-        (
-            "use_tucker", "use_cp", "use_conv_cp", "disable_conv_cp", "use_scalar", "rs_lora", "dora_wd", "wd_on_output", "decompose_both",
-            "full_matrix", "unbalanced_factorization", "bypass_mode", "train_norm", "rank_dropout_scale", "block_size", "constraint",
-            "rescaled",
-        ),
-        LYCORIS,
-    ),
-    **dict.fromkeys(
-        (
-            "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas", "down_lr_weight", "mid_lr_weight", "up_lr_weight",
-            "block_lr_zero_threshold",
-        ),
-        BLOCKWISE,
-    ),
-}  # fmt: skip
-
-
-@dataclass(kw_only=True, frozen=True)
-class NetworkArguments:
-    """Network arguments of every algorithm."""
-
-    conv_dim: int | None = option(None, help="rank of convolutions larger than 1x1, which are adapted only if this is given")
-    conv_alpha: float | None = option(None, help="alpha of those convolutions; 1 if not given, 0 means conv_dim")
-    rank_dropout: float = option(0.0, help="probability of dropping a rank, per sample")
-    module_dropout: float = option(0.0, help="probability of leaving a layer's adapter out of a step")
-    exclude_patterns: str | tuple[str, ...] = option(
-        (), help="regexes (whole dotted name) of layers to leave alone; a text or a list ['a', 'b']"
-    )
-    include_patterns: str | tuple[str, ...] = option((), help="regexes of layers to adapt although a pattern excludes them")
-    network_reg_dims: dict | str | None = option(None, help="ranks by regex: regex=8,regex2=4; alpha stays, the first match counts")
-    network_reg_lrs: dict | str | None = option(None, help="learning rates by regex: regex=1e-4,regex2=0; the first match counts")
-    loraplus_lr_ratio: float | None = option(None, help="LoRA+: factor on the rate of each algorithm's boosted factor")
-    loraplus_unet_lr_ratio: float | None = option(None, help="the same for the denoiser alone")
-    loraplus_text_encoder_lr_ratio: float | None = option(None, help="the same for the text encoders alone")
-    verbose: bool = option(False, help="list every adapted layer in the log")
-
-    def check(self) -> Iterable[str]:
-        """Everything wrong with the values, one sentence each."""
-        if self.conv_dim is not None and self.conv_dim < 1:
-            yield f"{WHERE} conv_dim={self.conv_dim}: must be at least 1"
-        if self.conv_alpha is not None and self.conv_alpha < 0:
-            yield f"{WHERE} conv_alpha={self.conv_alpha}: must not be negative"
-        if self.conv_alpha is not None and self.conv_dim is None:
-            yield f"{WHERE} conv_alpha={self.conv_alpha}: is without effect unless conv_dim is given too"
-        for name in ("rank_dropout", "module_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{WHERE} {name}={getattr(self, name)}: must be at least 0 and less than 1"
-        for name in ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                yield f"{WHERE} {name}={value}: must be more than 0"
-        yield from self._table_problems()
-
-    def _table_problems(self) -> Iterable[str]:
-        for name in ("exclude_patterns", "include_patterns"):
-            yield from pattern_list(getattr(self, name), f"{WHERE} {name}").problems
-        dims = pattern_table(self.network_reg_dims, f"{WHERE} network_reg_dims")
-        yield from dims.problems
-        yield from (
-            f"{entry.where}: a rank must be a whole number of at least 1 (exclude_patterns leaves layers out)"
-            for entry in dims.entries
-            if entry.value < 1 or entry.value != int(entry.value)
-        )
-        rates = pattern_table(self.network_reg_lrs, f"{WHERE} network_reg_lrs")
-        yield from rates.problems
-        yield from (f"{entry.where}: a learning rate must not be negative" for entry in rates.entries if entry.value < 0)
+__all__ = ["WHERE", "LayerPlan", "NetworkArguments", "parts_of", "plan_layers", "read_arguments"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """One layer that gets an adapter."""
+    """One layer that gets an adapter; the scale of its delta is alpha/rank, whatever the arguments call it."""
 
     part: Part
     target: Target
@@ -109,84 +36,50 @@ class LayerPlan:
 
 
 def read_arguments(
-    kind: type[NetworkArguments], given: Mapping[str, Any], naming: Naming, problems: list[str]
+    kind: type[NetworkArguments], given: Mapping[str, Any], naming: Naming, problems: list[str], signature: Iterable[str] = ()
 ) -> tuple[NetworkArguments | None, frozenset[str]]:
-    """The network arguments, and the names among `given` that turn on groups of the family. What is wrong is added to `problems`."""
+    """The network arguments, and the names among `given` that turn on groups of the family. What is wrong is added to `problems`.
+
+    `signature` are the parameter names of the algorithm, for arguments that name some of them.
+    """
     switches = {name for part in naming.parts for name in part.extra_groups}
-    turned_on = set()
-    for name in switches & set(given):
-        word = str(given[name]).strip().lower()
-        if word not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-            problems.append(f"{WHERE} {name}: {given[name]!r} is not true or false")
-        elif word in ("true", "1", "yes", "on"):
-            turned_on.add(name)
-    rest = [Given(name, value, f"{WHERE} {name}") for name, value in given.items() if name not in switches]
-    elsewhere = {**ELSEWHERE, "train_llm_adapter": f"{naming.title} has no such layers"}
+    turned_on = {name for name in switches & set(given) if _is_on(name, given[name], problems)}
+    rest, doubles = unaliased(
+        Given(name, value, f"{WHERE} {name}") for name, value in given.items() if name not in switches and value is not None
+    )
+    problems += doubles
+    elsewhere = {**advice(rest), "train_llm_adapter": f"{naming.title} has no such layers"}
+    arguments = None
     try:
-        return read_group(kind, rest, what="network argument", elsewhere=elsewhere), frozenset(turned_on)
+        arguments = read_group(kind, rest, what="network argument", elsewhere=elsewhere)
     except OptionError as error:
         problems += error.problems
-        return None, frozenset()
+    understood = arguments or _understood(kind, rest)
+    problems += blocks.problems(understood, naming)
+    if signature:
+        problems += boosted_by(understood, signature)[1]
+    return arguments, frozenset(turned_on)
 
 
-@dataclass(frozen=True)
-class Pattern:
-    """One regex with its value, where it has one, and its place in the arguments."""
-
-    regex: re.Pattern[str]
-    value: float
-    where: str
-
-    def matches(self, path: str) -> bool:
-        """Whether the whole dotted name fits."""
-        return self.regex.fullmatch(path) is not None
+def _is_on(name: str, value: Any, problems: list[str]) -> bool:
+    try:
+        return convert(value, bool, f"{WHERE} {name}")
+    except OptionError as error:
+        problems += error.problems
+        return False
 
 
-@dataclass
-class Patterns:
-    """The patterns of one argument and what is wrong with the others."""
-
-    entries: list[Pattern] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-
-    def add(self, text: Any, value: Any, where: str) -> None:
-        """Take one pattern, or note why not."""
-        try:
-            self.entries.append(Pattern(re.compile(text), float(value), f"{where} '{text}'"))
-        except re.error as error:
-            self.problems.append(f"{where} '{text}': not a regular expression ({error})")
-        except (TypeError, ValueError):
-            self.problems.append(f"{where} '{text}': {value!r} is not a number")
-
-    def first(self, path: str) -> Pattern | None:
-        """The first pattern that matches."""
-        return next((entry for entry in self.entries if entry.matches(path)), None)
-
-
-def pattern_list(value: str | Sequence[str], where: str) -> Patterns:
-    """Patterns of `value`: one regex, a list, or the text of a Python list as sd-scripts takes it."""
-    patterns = Patterns()
-    if isinstance(value, str) and value.strip().startswith("["):
-        try:
-            value = ast.literal_eval(value.strip())
-        except (ValueError, SyntaxError):  # a regex may begin with a bracket too
-            value = (value,)
-    for text in [value] if isinstance(value, str) else value:
-        patterns.add(text, 0, where)
-    return patterns
-
-
-def pattern_table(value: Mapping[str, Any] | str | None, where: str) -> Patterns:
-    """Patterns with numbers, of a table or of `regex=number,regex=number`; a comma or `=` inside a regex does no harm."""
-    patterns = Patterns()
-    if isinstance(value, str):
-        found = list(re.finditer(r"(.+?)=\s*([-+.\w]+)\s*(?:,|$)", value))
-        if "".join(match.group() for match in found) != value:
-            patterns.problems.append(f"{where} '{value}': must be of the form regex=number,regex=number")
-        value = {match.group(1).strip(): match.group(2) for match in found}
-    for text, number in (value or {}).items():
-        patterns.add(text, number, where)
-    return patterns
+def _understood(kind: type[NetworkArguments], given: Iterable[Given]) -> NetworkArguments:
+    """The arguments that can be read at all: among those whose values are wrong, the family has more to say."""
+    options = {entry.name: entry for entry in declared(kind)}
+    values = {}
+    for item in given:
+        if item.name in options:
+            try:
+                values[item.name] = convert(item.value, options[item.name].kind, item.where)
+            except OptionError:  # said already
+                continue
+    return kind(**values)
 
 
 # Choosing the layers
@@ -211,77 +104,201 @@ def plan_layers(
     arguments: NetworkArguments,
     turned_on: frozenset[str] = frozenset(),
 ) -> list[LayerPlan]:
-    """The layers to adapt, in the order of the family's tables.
+    """The layers to adapt, part by part in the order of the family's tables, those outside the tables behind them.
 
-    Raises `OptionError` for every pattern that matches no layer, with the nearest name.
+    Raises `OptionError` for every pattern that matches no layer, with the nearest name; for a model of no family without
+    `target_modules`, with what there is to choose from.
     """
     selection = _Selection(arguments, dim, alpha)
-    plans = [plan for part, module in parts for plan in selection.of_part(part, module, naming.targets(part, module), turned_on)]
-    problems = selection.unmatched()
+    if isinstance(naming, AnyModel) and not selection.chosen:
+        raise OptionError([found_in(parts, naming.title)])
+    plans = [plan for part, module in parts for plan in selection.of_part(naming, part, module, turned_on)]
+    problems = selection.unmatched() or _shared_names(plans)
     if not plans and not problems:
-        problems = [f"{WHERE}: the patterns leave no layer of {naming.title} to adapt"]
+        what = f"patterns and {', '.join(blocks.given_names(arguments))}" if blocks.given_names(arguments) else "patterns"
+        problems = [f"{WHERE}: the {what} leave no layer of {naming.title} to adapt"]
     if problems:
         raise OptionError(problems)
     return plans
 
 
+@dataclass(frozen=True)
+class _Candidate:
+    """A layer that would be adapted if no pattern left it out."""
+
+    target: Target
+    layer: nn.Module
+    is_small: bool  # Linear, or a convolution with kernel 1
+
+    @property
+    def paths(self) -> tuple[str, str]:
+        return self.target.path, self.target.module_path
+
+
 class _Selection:
-    """The network arguments at work, and which of their patterns have matched."""
+    """The network arguments at work, and the layers that they were held against."""
 
     def __init__(self, arguments: NetworkArguments, dim: int, alpha: float) -> None:
-        self.excludes = pattern_list(arguments.exclude_patterns, f"{WHERE} exclude_patterns")
-        self.includes = pattern_list(arguments.include_patterns, f"{WHERE} include_patterns")
-        self.dims = pattern_table(arguments.network_reg_dims, f"{WHERE} network_reg_dims")
-        self.rates = pattern_table(arguments.network_reg_lrs, f"{WHERE} network_reg_lrs")
         self.arguments, self.dim, self.alpha = arguments, dim, alpha
-        self.paths: list[str] = []  # of all candidates, before patterns
-        self.idle: dict[str, str] = {}  # path -> group, for layers that no argument has turned on
+        self.chosen = arguments.patterns("target_modules").entries
+        self.used: set[Pattern] = set()  # of target_modules
+        self.paths: list[tuple[str, str]] = []  # of all candidates
+        self.unchosen: list[tuple[str, str]] = []  # paths of the other layers, where target_modules chooses
+        self.idle: dict[tuple[str, str], tuple[Part, str]] = {}  # paths -> group, for layers that no argument has turned on
+        self.models: list[tuple[Naming, Part, nn.Module]] = []
 
-    def of_part(self, part: Part, module: nn.Module, targets: Sequence[Target], turned_on: frozenset[str]) -> list[LayerPlan]:
+    def of_part(self, naming: Naming, part: Part, module: nn.Module, turned_on: frozenset[str]) -> list[LayerPlan]:
         """The plans of one model."""
-        groups = set(part.default_groups).union(*(part.extra_groups.get(name, ()) for name in turned_on))
-        if self.arguments.conv_dim is not None:
-            groups.update(part.conv_groups)
-        layers = dict(module.named_modules())
-        default_excludes = [re.compile(text) for text in part.default_excludes]
+        self.models.append((naming, part, module))
+        candidates = self._chosen(naming, part, module) if self.chosen else self._default(naming, part, module, turned_on)
+        self.paths += [candidate.paths for candidate in candidates]
+        defaults = [] if self.chosen else [re.compile(text) for text in part.default_excludes]
+        tables = BlockTables.of(self.arguments, part)
         plans = []
-        for target in targets:
-            layer = layers[target.module_path]
-            is_small = LayerShape.of(layer).is_pointwise
-            if target.group not in groups or not (is_small or self.arguments.conv_dim is not None):
-                self.idle[target.path] = target.group
-                continue
-            self.paths.append(target.path)
-            excluded = self.excludes.first(target.path) or any(regex.fullmatch(target.path) for regex in default_excludes)
-            if not excluded or self.includes.first(target.path):
-                plans.append(
-                    LayerPlan(part=part, target=target, layer=layer, rank=self._rank(target, is_small), alpha=self._alpha(is_small))
-                )
+        for candidate in candidates:
+            is_default = not any(regex.fullmatch(candidate.target.path) for regex in defaults)
+            rank = self._rank(candidate, tables) if self._is_wanted(candidate, is_default) else 0
+            if rank and self._learns(candidate, tables):
+                alpha = self._alpha(candidate, tables)
+                if self.arguments.rs_lora:
+                    alpha = (alpha or rank) * math.sqrt(rank)  # every reader of a file divides by the rank
+                plans.append(LayerPlan(part=part, target=candidate.target, layer=candidate.layer, rank=rank, alpha=alpha))
         return plans
 
     def unmatched(self) -> list[str]:
         """A sentence for every pattern that no candidate fits."""
-        entries = [entry for group in (self.excludes, self.includes, self.dims, self.rates) for entry in group.entries]
-        return [self._advice(entry) for entry in entries if not any(entry.matches(path) for path in self.paths)]
+        names = [name for name in (*PATTERN_LISTS, *self.arguments.tables) if name != "target_modules"]
+        entries = [entry for name in names for entry in self.arguments.patterns(name).entries]
+        absent = [entry for entry in self.chosen if entry not in self.used]
+        return [
+            *(self._advice_on_choice(entry) for entry in absent),
+            *(self._advice(entry) for entry in entries if not any(entry.matches(*paths) for paths in self.paths)),
+        ]
 
-    def _rank(self, target: Target, is_small: bool) -> int:
-        entry = self.dims.first(target.path)
+    # Candidates
+
+    def _default(self, naming: Naming, part: Part, module: nn.Module, turned_on: frozenset[str]) -> list[_Candidate]:
+        """The layers of the table whose groups are adapted."""
+        layers = dict(module.named_modules())
+        groups = set(part.default_groups).union(*(part.extra_groups.get(name, ()) for name in turned_on))
+        if self.arguments.adapts_convolutions:
+            groups.update(part.conv_groups)
+        found = []
+        for target in naming.targets(part, module):
+            layer = layers[target.module_path]
+            candidate = _Candidate(target, layer, LayerShape.of(layer).is_pointwise)
+            if target.group in groups and (candidate.is_small or self.arguments.adapts_convolutions):
+                found.append(candidate)
+            else:
+                self.idle[candidate.paths] = (part, target.group)
+        return found
+
+    def _chosen(self, naming: Naming, part: Part, module: nn.Module) -> list[_Candidate]:
+        """The layers that target_modules names, whether the table lists them or not."""
+        layers = dict(module.named_modules())
+        outside = [target for target in naming.outside(part, module) if is_adaptable(layers[target.module_path])]
+        found = []
+        for target in (*naming.targets(part, module), *outside):
+            layer = layers[target.module_path]
+            entries = chosen_by(self.chosen, target, layer)
+            self.used.update(entries)
+            if entries:
+                found.append(_Candidate(target, layer, LayerShape.of(layer).is_pointwise))
+            else:
+                self.unchosen.append((target.path, target.module_path))
+        return found
+
+    def _is_wanted(self, candidate: _Candidate, is_default: bool) -> bool:
+        only, excludes, includes = (self.arguments.patterns(name) for name in ("only_patterns", "exclude_patterns", "include_patterns"))
+        if only.entries and not only.first(*candidate.paths):
+            return False
+        return bool((is_default and not excludes.first(*candidate.paths)) or includes.first(*candidate.paths))
+
+    def _learns(self, candidate: _Candidate, tables: BlockTables | None) -> bool:
+        """Whether the rate is not zero by block, or given by a pattern."""
+        factor = tables.factor(candidate.target) if tables else None
+        return factor != 0 or self.arguments.patterns("network_reg_lrs").first(*candidate.paths) is not None
+
+    # Values: a pattern counts before the block, the block before the general value
+
+    def _rank(self, candidate: _Candidate, tables: BlockTables | None) -> int:
+        entry = self.arguments.patterns("network_reg_dims").first(*candidate.paths)
         if entry is not None:
             return int(entry.value)
-        return self.dim if is_small else self.arguments.conv_dim or self.dim
+        rank = tables.rank(candidate.target, candidate.is_small) if tables else None
+        if rank is not None:
+            return rank
+        return self.dim if candidate.is_small else self.arguments.conv_dim or self.dim
 
-    def _alpha(self, is_small: bool) -> float:
-        if is_small:
+    def _alpha(self, candidate: _Candidate, tables: BlockTables | None) -> float:
+        entry = self.arguments.patterns("network_reg_alphas").first(*candidate.paths)
+        if entry is not None:
+            return entry.value
+        alpha = tables.alpha(candidate.target, candidate.is_small) if tables else None
+        if alpha is not None:
+            return alpha
+        if candidate.is_small or (self.arguments.conv_alpha is None and not self.arguments.adapts_convolutions):
             return self.alpha
         return 1.0 if self.arguments.conv_alpha is None else self.arguments.conv_alpha
 
+    # Advice
+
     def _advice(self, entry: Pattern) -> str:
-        groups = sorted({group for path, group in self.idle.items() if entry.matches(path)})
-        if groups:
-            return f"{entry.where}: matches only layers of {', '.join(groups)} that are not adapted; conv_dim turns convolutions on"
-        plain = re.sub(r"\\(.)|[\^$*+?(){}|\[\]]", r"\1", entry.regex.pattern).strip(".")
-        near = nearest(plain, self.paths)
-        example = (
-            f"did you mean '{near}'?" if near else f"names look like '{self.paths[0]}'" if self.paths else "there are no layers to match"
+        """What to say of a pattern that no candidate fits: why the layers it fits are none, or a name that is near."""
+        idle = [where for paths, where in self.idle.items() if entry.matches(*paths)]
+        if idle:
+            groups = ", ".join(sorted({group for _, group in idle}))
+            return f"{entry.where}: matches only layers of {groups} that are not adapted; {_switch(idle)}"
+        if any(entry.matches(*paths) for paths in self.unchosen):
+            return f"{entry.where}: matches only layers that target_modules does not choose"
+        outside = next((path for path, other in self._outside() if entry.matches(path, other)), None)
+        if outside is not None:
+            return (
+                f"{entry.where}: matches only layers that are not adapted by default, such as '{outside}'; target_modules takes any layer"
+            )
+        canonical, others = [path for path, _ in self.paths], [path for _, path in self.paths]
+        near = nearest(_plain(entry.regex.pattern), dict.fromkeys([*canonical, *others]))
+        return f"{entry.where}: matches no layer (the whole dotted name must fit); {_example(near, canonical)}"
+
+    def _outside(self) -> Iterator[tuple[str, str]]:
+        """The layers that the family's tables do not list; none where target_modules chooses from all."""
+        for naming, part, module in [] if self.chosen else self.models:
+            for target in naming.outside(part, module):
+                if is_adaptable(module.get_submodule(target.module_path)):
+                    yield target.path, target.module_path
+
+    def _advice_on_choice(self, entry: Pattern) -> str:
+        paths = [path for path, _ in (*self.unchosen, *self.paths)]
+        ends = dict.fromkeys(".".join(path.split(".")[-count:]) for path in paths for count in (1, 2))
+        near = nearest(_plain(entry.regex.pattern), [*ends, *paths])
+        return (
+            f"{entry.where}: is the name, or end of a name, of no Linear or Conv layer, and fits none as a regex; {_example(near, paths)}"
         )
-        return f"{entry.where}: matches no layer (the whole dotted name must fit); {example}"
+
+
+def _shared_names(plans: Iterable[LayerPlan]) -> list[str]:
+    """`a.b_c` and `a_b.c` would be one entry of a file."""
+    owners: dict[str, str] = {}
+    problems = []
+    for plan in plans:
+        other = owners.setdefault(plan.target.name, plan.target.path)
+        if other != plan.target.path:
+            problems.append(f"'{other}' and '{plan.target.path}' would both be named {plan.target.name} in a file; exclude one of them")
+    return problems
+
+
+def _plain(regex: str) -> str:
+    """A regex without its special characters, as a name to look near."""
+    return re.sub(r"\\(.)|[\^$*+?(){}|\[\]]", r"\1", regex).strip(".")
+
+
+def _example(near: str | None, paths: Sequence[str]) -> str:
+    if near is not None:
+        return f"did you mean '{near}'?"
+    return f"names look like '{paths[0]}'" if paths else "there are no layers to match"
+
+
+def _switch(idle: Iterable[tuple[Part, str]]) -> str:
+    """What would turn these groups on."""
+    switches = {name for part, group in idle for name, groups in part.extra_groups.items() if group in groups}
+    return " or ".join(f"{name}=True turns them on" for name in sorted(switches)) or "conv_dim turns convolutions on"

@@ -1,9 +1,12 @@
-"""The adapters of one layer: one replaced `forward` that sums them, and one ledger of what is merged into its weight."""
+"""The adapters of one layer: one replaced `forward` that sums them, and one ledger of what is merged into its weight and bias."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+
+from networks.layers import is_plain
 
 if TYPE_CHECKING:
     from networks.base import Adapter
@@ -20,14 +23,17 @@ class Stack:
         self.merged: list[Adapter] = []
         self.base_forward: Any = None
         self.replaced: Any = None  # an instance attribute `forward` that stood there before ours
-        self.kept_weight: Tensor | None = None
+        self.kept: tuple[Tensor, Tensor | None] | None = None  # weight and bias as they were before the first merge
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The layer's own output plus each adapter's, added apart from the base weight and rounded once."""
-        y = self.base_forward(x, *args, **kwargs)
+        """The layer's own output plus each adapter's change of it, added apart from the base weight and rounded once.
+
+        Every adapter is a change of the base alone: with two, DoRA's norm does not see the other.
+        """
+        base = y = self.base_forward(x, *args, **kwargs)
         for adapter in self.attached:
             if adapter.enabled and not adapter.is_merged and adapter.multiplier != 0:
-                y = torch.add(y, adapter(x), alpha=adapter.multiplier).to(y.dtype)
+                y = torch.add(y, adapter(x, base), alpha=adapter.multiplier).to(y.dtype)
         return y
 
     def attach(self, adapter: "Adapter") -> None:
@@ -51,45 +57,57 @@ class Stack:
         self._leave_if_empty()
 
     def merge(self, adapter: "Adapter", keep: bool) -> None:
-        """Add an adapter to the weight. `keep` holds a copy of the weight as it was, for `unmerge`."""
-        weight = self._weight(adapter)
-        if not self.merged and keep:
-            self.kept_weight = weight.clone()
-        if self.merged and (self.kept_weight is not None) != keep:
+        """Add an adapter to the weight. `keep` holds copies of weight and bias as they were, for `unmerge`.
+
+        Raises `ValueError` for packed weights, for a bias that the layer has not, and for a layer's adapters merged unalike.
+        """
+        weight, bias = self._values(adapter)
+        if self.merged and (self.kept is not None) != keep:
             raise ValueError(f"{adapter.name}: the layer's other adapters were merged with keep={not keep}; merge all of a layer alike")
+        if not self.merged and keep:
+            self.kept = weight.clone(), None if bias is None else bias.clone()
         self.merged.append(adapter)
         adapter.is_merged = True
-        base = self.kept_weight if self.kept_weight is not None else weight
-        self._write([adapter] if self.kept_weight is None else self.merged, base)
+        if self.kept is not None:
+            self._write(self.merged, *self.kept)
+        else:
+            self._write([adapter], weight, bias)
 
     def unmerge(self, adapter: "Adapter") -> None:
         """Take an adapter out of the weight; with the last one the weight is bit for bit what it was."""
-        if self.kept_weight is None:
+        if self.kept is None:
             raise ValueError(f"{adapter.name}: merged without a kept copy of the weight, so it cannot be taken out again")
         self.merged.remove(adapter)
         adapter.is_merged = False
-        self._write(self.merged, self.kept_weight)
+        self._write(self.merged, *self.kept)
         if not self.merged:
-            self.kept_weight = None
+            self.kept = None
         self._leave_if_empty()
 
     # Weights
 
-    def _weight(self, adapter: "Adapter") -> Tensor:
-        weight = self.layer.weight
-        if not isinstance(weight, Tensor) or tuple(weight.shape) != adapter.shape.weight or not weight.is_floating_point():
+    def _values(self, adapter: "Adapter") -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.layer.weight, getattr(self.layer, "bias", None)
+        if not isinstance(weight, Tensor) or tuple(weight.shape) != adapter.shape.weight or not is_plain(weight):
             raise ValueError(f"{adapter.name}: its layer holds a packed (quantised) weight; adapters can be attached to it, not merged")
-        return weight.data
+        if bias is None and adapter.delta_bias() is not None:
+            raise ValueError(f"{adapter.name}: changes a bias, and its layer has none")
+        return weight.data, None if bias is None else bias.data
 
     @torch.no_grad()
-    def _write(self, adapters: list["Adapter"], base: Tensor) -> None:
-        if not adapters:
-            self.layer.weight.data.copy_(base)
-            return
-        total = base.to(torch.float32 if base.itemsize < 4 else base.dtype, copy=True)
+    def _write(self, adapters: list["Adapter"], weight: Tensor, bias: Tensor | None) -> None:
+        """Weight and bias of the layer as the given ones with these adapters: summed in float32 or better, rounded once."""
+        total, moved = _widened(weight), False
+        shift = None if bias is None else _widened(bias)
         for adapter in adapters:
-            total.add_(adapter.delta_weight().to(total), alpha=adapter.multiplier)
-        self.layer.weight.data.copy_(total)
+            total.add_(adapter.delta_weight(weight).to(total), alpha=adapter.multiplier)
+            change = adapter.delta_bias()
+            if change is not None and shift is not None:
+                shift.add_(change.to(shift), alpha=adapter.multiplier)
+                moved = True
+        self.layer.weight.data.copy_(total if adapters else weight)
+        if bias is not None and shift is not None:
+            self.layer.bias.data.copy_(shift if moved else bias)
 
     def _leave_if_empty(self) -> None:
         if not self.attached and not self.merged and self.base_forward is None:
@@ -101,3 +119,19 @@ def stack_of(layer: nn.Module) -> Stack:
     if ATTRIBUTE not in layer.__dict__:
         layer.__dict__[ATTRIBUTE] = Stack(layer)
     return layer.__dict__[ATTRIBUTE]
+
+
+def attached_to(layer: nn.Module) -> list["Adapter"]:
+    """The adapters that a layer's forward runs."""
+    stack = layer.__dict__.get(ATTRIBUTE)
+    return [] if stack is None else list(stack.attached)
+
+
+def base_forward_of(layer: nn.Module) -> Callable[..., Tensor]:
+    """The layer's own forward, past any adapters."""
+    stack = layer.__dict__.get(ATTRIBUTE)
+    return layer.forward if stack is None or stack.base_forward is None else stack.base_forward
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.float32 if tensor.itemsize < 4 else tensor.dtype, copy=True)

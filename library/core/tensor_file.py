@@ -27,10 +27,16 @@ DTYPE_BITS = {
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What the header says of one tensor: safetensors dtype name and shape."""
+    """What the header says of one tensor: safetensors dtype name, shape, and its bytes' place in the file."""
 
     dtype: str
     shape: tuple[int, ...]
+    start: int  # of its first byte, counted from the start of the file
+
+    @property
+    def size(self) -> int:
+        """Its length in bytes."""
+        return math.prod(self.shape) * DTYPE_BITS[self.dtype] // 8
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ def read_header(path: Path | str) -> Header:
         if not isinstance(entries, dict):
             raise ValueError("the header is not a JSON object")
         metadata = _string_metadata(entries.pop("__metadata__", {}))
-        tensors, end = _check_entries(entries)
+        tensors, end = _check_entries(entries, 8 + length)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path}: broken safetensors header: {error}") from error
     if 8 + length + end != size:
@@ -132,7 +138,7 @@ def _string_metadata(metadata: object) -> dict[str, str]:
     return metadata
 
 
-def _check_entries(entries: dict[str, dict]) -> tuple[dict[str, TensorInfo], int]:
+def _check_entries(entries: dict[str, dict], body: int) -> tuple[dict[str, TensorInfo], int]:
     tensors: dict[str, TensorInfo] = {}
     spans: list[tuple[int, int, str]] = []
     for name, entry in entries.items():
@@ -143,7 +149,7 @@ def _check_entries(entries: dict[str, dict]) -> tuple[dict[str, TensorInfo], int
             raise ValueError(f"tensor '{name}' has an impossible shape or place")
         if end - begin != math.prod(shape) * DTYPE_BITS[dtype] // 8:
             raise ValueError(f"tensor '{name}' of shape {list(shape)} {dtype} cannot fill {end - begin} bytes")
-        tensors[name] = TensorInfo(dtype, shape)
+        tensors[name] = TensorInfo(dtype, shape, body + begin)
         spans.append((begin, end, name))
     position = 0
     for begin, end, name in sorted(spans):

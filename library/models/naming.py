@@ -10,9 +10,10 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +51,21 @@ class Part:
     extra_groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # network argument -> groups that it turns on
     default_excludes: tuple[str, ...] = ()  # regexes (fullmatch on `path`)
     comfyui_prefix: str = ""  # before `path` in ComfyUI's dotted names: diffusion_model, text_encoders.clip_l.transformer
-    other_prefixes: tuple[str, ...] = ()  # what other tools write before a path, dotted: unet, transformer, lycoris, base_model.model
+    other_prefixes: tuple[str, ...] = ()  # what other tools write before a path, dotted: unet, transformer, lycoris
     blocks: Blocks | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor of a model stands in a checkpoint.
+
+    `view` is a view of the stored tensor in the model's shape (the caller checks that it has): reading is looking at it, changing is
+    writing through it. The keys of a diffusers folder are `<component>/<key in its files>`.
+    """
+
+    key: str
+    view: Callable[[Tensor], Tensor] = lambda stored: stored
+    others: tuple["Place", ...] = ()  # where other checkpoints have it; the first that a file holds counts
 
 
 class Naming(ABC):
@@ -69,9 +83,37 @@ class Naming(ABC):
     def targets(self, part: Part, module: nn.Module) -> list[Target]:
         """The canonical table of `part` for this very module, in the order that fixes files and initialisation."""
 
+    def places(self, part: Part, module: nn.Module) -> dict[str, Place]:
+        """The place in a checkpoint of every `<module_path>.weight` and `.bias` of this module; here the names of its state dict."""
+        names = [name for name in module.state_dict() if name.rpartition(".")[2] in ("weight", "bias")]
+        return {name: Place(name) for name in names}
+
+    def outside(self, part: Part, module: nn.Module) -> list[Target]:
+        """The layers with a weight that the table does not list, though other tools adapt them: embeddings, ends, norms.
+
+        Here by their module paths; a family whose module paths differ from its canonical ones says what those are.
+        """
+        known = {target.module_path for target in self.targets(part, module)}
+        return [plain_target(part, path) for path in weighted(module) if path not in known]
+
     @abstractmethod
-    def outline(self, part: Part) -> nn.Module:
-        """The model of `part` at full size on the meta device, for tools that have an adapter file but no model."""
+    def outline(self, checkpoint: Path | None = None) -> list[tuple[Part, nn.Module]]:
+        """The family's adaptable models without their weights (on the meta device), for tools that have an adapter file but no model.
+
+        At full size, or as the header of `checkpoint` (a single file or a diffusers folder) describes them; a part that it does not
+        hold is at full size. Raises `ValueError` for a checkpoint of another family.
+        """
+
+
+def plain_target(part: Part, path: str, module_path: str | None = None, diffusers_path: str = "") -> Target:
+    """A layer that no group lists."""
+    name = f"{part.prefix}_{path.replace('.', '_')}"
+    return Target(name=name, path=path, module_path=module_path or path, group="", container="", diffusers_path=diffusers_path)
+
+
+def weighted(module: nn.Module) -> list[str]:
+    """The paths of the layers that have a weight of their own."""
+    return [path for path, layer in module.named_modules() if path and isinstance(getattr(layer, "weight", None), Tensor)]
 
 
 def naming_names() -> list[str]:

@@ -26,6 +26,9 @@ class NetworkOptions:
     network_dim: int | None = option(None, help="rank; 4 where absent")
     network_alpha: float | None = option(None, help="the delta is scaled by alpha / rank; 1 where absent, 0 means alpha = rank")
     network_dropout: float | None = option(None, help="share of the adapters' inputs dropped in training")
+    scale_weight_norms: float | None = option(
+        None, help="after every step, shrink deltas whose Frobenius norm is above this to it; 1 is a good start"
+    )
     network_args: tuple[str, ...] = option((), help="arguments of the network module as key=value, for example conv_dim=8")
     network_weights: str | None = option(None, help="adapter file to start from; every key must fit")
     dim_from_weights: bool = option(False, help="take ranks and layers from --network_weights instead of --network_dim")
@@ -42,6 +45,8 @@ class NetworkOptions:
             yield f"--network_alpha {self.network_alpha}: must not be negative"
         if self.network_dropout is not None and not 0 <= self.network_dropout < 1:
             yield f"--network_dropout {self.network_dropout}: must lie in [0, 1)"
+        if self.scale_weight_norms is not None and not self.scale_weight_norms > 0:
+            yield f"--scale_weight_norms {self.scale_weight_norms}: must be more than 0"
         if self.network_train_unet_only and self.network_train_text_encoder_only:
             yield "--network_train_unet_only and --network_train_text_encoder_only exclude each other"
         if self.dim_from_weights and self.network_weights is None:
@@ -80,6 +85,8 @@ def build_trained_network(models: Models, options: NetworkOptions, optimizer: Op
         weights=options.network_weights if options.dim_from_weights else None,
     )
     network = build_network(module, request)
+    if options.scale_weight_norms is not None and not network.bounds_norms:
+        raise ValueError(f"--scale_weight_norms: {options.network_module} cannot bound the norms of its deltas; leave it out")
     network.apply_to(models.text_encoders, models.denoiser, trains_text, not options.network_train_text_encoder_only)
     if options.network_weights is not None and not options.dim_from_weights:
         logger.info("--network_weights %s: %s", options.network_weights, network.load_weights(options.network_weights))

@@ -16,7 +16,7 @@ from library.core.command_line import OptionSet
 from library.core.options import option, pairs
 from library.models.architecture import Architecture
 from library.training.adapters import NetworkOptions
-from networks.network import DEFAULT_ALPHA, DEFAULT_DIM
+from networks.factory import DEFAULT_ALPHA, DEFAULT_DIM
 
 OPTION_ENTRIES = """
         learning_rate unet_lr max_grad_norm lr_warmup_steps lr_scheduler gradient_checkpointing gradient_accumulation_steps
@@ -29,7 +29,7 @@ ABSENT_ENTRIES = {
     "ss_lowram": "False", "ss_full_fp16": "False", "ss_fp8_base_unet": "False", "ss_noise_offset": "None",
     "ss_noise_offset_random_strength": "False", "ss_adaptive_noise_scale": "None", "ss_multires_noise_iterations": "None",
     "ss_multires_noise_discount": "0.3", "ss_zero_terminal_snr": "False", "ss_min_snr_gamma": "None", "ss_ip_noise_gamma": "None",
-    "ss_ip_noise_gamma_random_strength": "False", "ss_debiased_estimation": "False", "ss_scale_weight_norms": "None",
+    "ss_ip_noise_gamma_random_strength": "False", "ss_debiased_estimation": "False",
     "ss_huber_schedule": "None", "ss_huber_scale": "None", "ss_huber_c": "None", "ss_face_crop_aug_range": "None",
     "ss_num_validation_images": "0", "ss_validation_seed": "None", "ss_validation_split": "0.0", "ss_max_validation_steps": "None",
     "ss_validate_every_n_epochs": "None", "ss_validate_every_n_steps": "None", "ss_resize_interpolation": "None",
@@ -87,6 +87,7 @@ def run_metadata(facts: Facts) -> dict[str, str]:
         "ss_text_encoder_lr": list(values["text_encoder_lr"]) or None,
         "ss_optimizer": f"{kind.__module__}.{kind.__name__}({arguments})",
         "ss_network_dim": _known(facts.network, facts.network.network_dim, DEFAULT_DIM),
+        "ss_scale_weight_norms": str(facts.network.scale_weight_norms),
         "ss_network_alpha": _known(facts.network, facts.network.network_alpha, DEFAULT_ALPHA),
         "ss_max_train_steps": facts.total_steps,
         "ss_num_epochs": facts.epochs,

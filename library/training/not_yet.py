@@ -16,7 +16,7 @@ NOT_YET = dict.fromkeys(
         offload_param_nvme_path zero3_init_flag zero3_save_16bit_model fp16_master_weights_and_gradients lr_scheduler_type
         lr_scheduler_args lr_decay_steps fused_backward_pass lr_scheduler_timescale lr_scheduler_min_lr_ratio min_snr_gamma
         scale_v_pred_loss_like_noise_pred v_pred_like_loss debiased_estimation_loss cpu_offload_checkpointing fp8_base_unet
-        scale_weight_norms skip_until_initial_step initial_epoch initial_step validation_seed validation_split validate_every_n_steps
+        skip_until_initial_step initial_epoch initial_step validation_seed validation_split validate_every_n_steps
         validate_every_n_epochs max_validation_steps disable_mmap_load_safetensors cache_info color_aug face_crop_aug_range
         debug_dataset skip_cache_check skip_image_resolution resize_interpolation token_warmup_min token_warmup_step alpha_mask
         dataset_class train_inpainting in_json compile compile_backend compile_mode compile_dynamic compile_fullgraph

@@ -204,7 +204,16 @@ def update(run: Run, batches: list[Batch]) -> None:
     run.schedule.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
-    accelerator.log(run.progress.update(total, rates), step=run.step)
+    accelerator.log(run.progress.update(total, rates) | bound_norms(run), step=run.step)
+
+
+def bound_norms(run: Run) -> dict[str, float]:
+    """Keep the deltas within `--scale_weight_norms`; returns how many were shrunk and their norms, by tracker key."""
+    limit = run.options[NetworkOptions].scale_weight_norms
+    if limit is None:
+        return {}
+    shrunk, mean, largest = run.trained.network.apply_max_norm_regularization(limit, run.accelerator.device)
+    return {"max_norm/keys_scaled": shrunk, "max_norm/average_key_norm": mean, "max_norm/max_key_norm": largest}
 
 
 def save(run: Run, path: Path, epoch: int) -> None:

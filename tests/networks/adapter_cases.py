@@ -1,7 +1,8 @@
 """Every algorithm on every kind of layer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,33 @@ KINDS = {
     "conv3d": Kind(lambda: nn.Conv3d(12, 18, 3, padding=1), (2, 12, 2, 3, 3)),
 }
 RANKS = (2, 8)  # at 12 x 18: LoHa by its ranks and by the whole delta, LoKr with low-rank and with whole second factor
-CASES = {f"{algorithm.title}-{rank}-{kind}": (algorithm, rank, kind) for algorithm in algorithms() for rank in RANKS for kind in KINDS}
+SOME, KERNELS = ("linear-5d", "conv3x3", "conv3x3-grouped"), tuple(kind for kind in KINDS if kind.startswith("conv") and kind != "conv1x1")
+MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "2": ({}, tuple(KINDS)),
+    "8": ({}, tuple(KINDS)),
+    "tucker": ({"use_tucker": True}, KERNELS),
+    "scalar": ({"use_scalar": True}, SOME),
+    "dora": ({"dora_wd": True}, (*SOME, "conv1d")),
+    "dora-in": ({"dora_wd": True, "wd_on_output": False}, SOME),
+    "all": ({"use_tucker": True, "use_scalar": True, "dora_wd": True, "dora_norm": "full"}, ("conv3x3", "conv3d")),
+    "both": ({"decompose_both": True}, SOME),
+    "full": ({"full_matrix": True}, SOME),
+    "unbalanced": ({"unbalanced_factorization": True, "decompose_both": True}, SOME),
+}
+"""Mode -> network arguments, and the kinds of layers to try them on; arguments that an algorithm has not are not tried on it."""
+
+
+def has_arguments(algorithm: type[Adapter], arguments: dict[str, Any]) -> bool:
+    return set(arguments) <= {field.name for field in fields(algorithm.Arguments)}
+
+
+CASES = {
+    f"{algorithm.title}-{mode}-{kind}": (algorithm, 8 if mode == "8" else 2, kind, arguments)
+    for algorithm in algorithms()
+    for mode, (arguments, kinds) in MODES.items()
+    for kind in kinds
+    if has_arguments(algorithm, arguments)
+}
 
 
 @dataclass
@@ -50,8 +77,9 @@ def filled(adapter: Adapter, size: float = 0.3) -> Adapter:
     """The adapter with parameters as after training: none of them zero."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in adapter.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
+        for name, parameter in adapter.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * size
+            parameter.copy_(parameter * (1 + noise) if name == "dora_scale" else 1.3 + noise if name == "scalar" else noise)
     return adapter
 
 

@@ -14,12 +14,12 @@ from networks.base import Adapter
 
 @pytest.fixture(params=CASES.values(), ids=CASES.keys())
 def case(request: pytest.FixtureRequest) -> Case:
-    algorithm, rank, kind = request.param
+    algorithm, rank, kind, arguments = request.param
     torch.manual_seed(1)
     layer = KINDS[kind].make().requires_grad_(False)
 
     def fresh(layer: nn.Module) -> Adapter:
-        return algorithm.fresh("lora_unet_x", layer, rank, 1.5, algorithm.Arguments())
+        return algorithm.fresh("lora_unet_x", layer, rank, 1.5, algorithm.Arguments(**arguments))
 
     return Case(adapter=fresh(layer), layer=layer, x=torch.randn(KINDS[kind].input_shape), fresh=fresh)
 

@@ -1,6 +1,7 @@
 """The contract of an adapter, for every algorithm on every kind of layer."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -71,6 +72,8 @@ def test_a_fresh_adapter_can_leave_zero(case: Case):
 
 def test_gradients_are_those_of_the_delta(case: Case):
     adapter = filled(case.adapter.double())
+    case.layer.double()
+    adapter.extras = replace(adapter.extras, full_norm=True)
     names = [name for name, _ in adapter.named_parameters()]
 
     def run(x: torch.Tensor, *values: torch.Tensor) -> torch.Tensor:

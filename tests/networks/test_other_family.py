@@ -45,7 +45,7 @@ class Family:
 
 @pytest.fixture
 def models(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    monkeypatch.setattr("networks.network.naming_of", lambda denoiser: Family())
+    monkeypatch.setattr("networks.any_model.naming_of", lambda denoiser: Family())
     denoiser = nn.ModuleDict(
         {"blocks": nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 6)]), "my_norm": nn.Linear(4, 4), "llm": nn.Linear(4, 4)}
     )

@@ -8,7 +8,7 @@ from library.core.options import OptionError
 from library.models.architecture import Models
 from networks import loha, lokr, lora
 from networks.network import Network
-from networks.selection import pattern_list, pattern_table
+from networks.patterns import pattern_list, pattern_table
 
 ATTENTION = "input_blocks.3.1.transformer_blocks.0.attn1.to_q"
 

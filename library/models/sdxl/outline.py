@@ -1,0 +1,84 @@
+"""SDXL's adaptable models without their weights: at full size, or as the header of a checkpoint describes them."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from library.models.sdxl import components
+from library.models.sdxl.checkpoint import CONSTANTS, UNUSED
+from library.models.sdxl.components import TEXT_1, TEXT_2, UNET, Component, plan
+from library.models.sdxl.configuration import HEAD_WIDTH, SIZE_NUMBERS, SIZE_WIDTH
+from library.models.sdxl.folder import SUBFOLDERS, folder_weights
+from library.models.sdxl.lookalikes import seems_to_be
+from library.models.sdxl.weights import Weights
+
+TEXT_WIDTHS = (768, 1280)
+UNET_SIZE: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
+    "layers_per_block": 2,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": sum(TEXT_WIDTHS),
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": SIZE_WIDTH,
+    "projection_class_embeddings_input_dim": TEXT_WIDTHS[1] + SIZE_NUMBERS * SIZE_WIDTH,
+}
+
+
+def sdxl_outline(checkpoint: Path | None = None) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """U-Net and both text encoders on the meta device; what the checkpoint does not hold is at full size.
+
+    Raises `ValueError` naming the checkpoint where it is of another family or not complete.
+    """
+    if checkpoint is not None and not checkpoint.exists():
+        raise ValueError(f"{checkpoint}: no such file or folder")
+    return _model(UNET, checkpoint), _model(TEXT_1, checkpoint), _model(TEXT_2, checkpoint)
+
+
+def _model(component: Component, checkpoint: Path | None) -> nn.Module:
+    if checkpoint is None:
+        return _full_size(component)
+    if checkpoint.is_dir():
+        folder = checkpoint / SUBFOLDERS[component]
+        if not folder.is_dir():
+            return _full_size(component)
+        source, weights = folder_weights(component, folder)
+    else:
+        source, weights = component, Weights([checkpoint], _meaningful)
+        other = seems_to_be(weights.shapes)
+        if other is not None:
+            raise ValueError(f"{checkpoint}: not an SDXL checkpoint: {other}")
+        if not weights.under(component.prefix):
+            return _full_size(component)
+    try:
+        return plan(source, weights.under(source.prefix)).module
+    except ValueError as error:
+        raise ValueError(f"{checkpoint}: {error}") from error
+
+
+def _full_size(component: Component) -> nn.Module:
+    if component is UNET:
+        return components.build_unet(UNET_SIZE)
+    if component is TEXT_1:
+        return components.build_text_1(_text_size(TEXT_WIDTHS[0], layers=12, activation="quick_gelu"))
+    assert component is TEXT_2
+    return components.build_text_2(_text_size(TEXT_WIDTHS[1], layers=32, activation="gelu"))
+
+
+def _text_size(width: int, layers: int, activation: str) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": width // HEAD_WIDTH,
+        "projection_dim": width,
+        "hidden_act": activation,
+    }
+
+
+def _meaningful(key: str) -> str | None:
+    return None if key.startswith(UNUSED) or CONSTANTS.fullmatch(key) else key

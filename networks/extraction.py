@@ -1,0 +1,103 @@
+"""Adapters of one layer fitted to a change of its weight: LoRA by singular values, LoKr as the nearest Kronecker product, LoHa.
+
+Which to choose: LoRA is the best product of its rank. LoKr is usually nearer at very few parameters and can have a whole w2. LoHa has no
+closed form: alternating least squares end in a local minimum, and a LoRA of twice the rank, which has as many parameters, is nearer for
+most changes (adapters whose weights were trained as LoHa aside).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from networks.algebra import LowRank, best_spectrum, check_wish, relative_error
+from networks.factors import parameters, write_loha, write_lokr, write_lora
+from networks.fitting import KronFit, nearest_hadamard, nearest_kron, powers_of_two
+from networks.lokr import factorise
+
+FACTORS = (2, 4, 8, 16, 32, 64, -1)  # that a search tries: those that other trainers can be given to train on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """The canonical tensors of one layer, and how near they are to the change that was asked for."""
+
+    tensors: dict[str, Tensor]
+    error: float  # relative to the norm of the change
+    rank: int
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it holds."""
+        return parameters(self.tensors)
+
+
+def extract_lora(delta: Tensor, *, rank: int | None = None, max_error: float | None = None) -> Extracted:
+    """The LoRA of a change (o, i, *k): the best of `rank`, or of the lowest rank with that error, or with both of `rank` at most.
+
+    Raises `ValueError` where neither is given, and as `check_wish`.
+    """
+    _check_size("LoRA", rank, max_error)
+    spectrum, kept = best_spectrum(delta, rank, max_error)
+    product = spectrum.low_rank(kept)
+    return Extracted(tensors=write_lora(product), error=relative_error(product.dense(), delta), rank=kept)
+
+
+def extract_lokr(delta: Tensor, *, rank: int | None = None, max_error: float | None = None, factor: int | None = -1) -> Extracted:
+    """The LoKr of a change (o, i, *k), split by `factor` as in training.
+
+    w2 is whole, or with `rank` of that rank, or with `max_error` of the lowest rank with that error (whole where there is none).
+    `factor=None` searches for the split, and chooses by error and parameters: of those that have `max_error` the one with the fewest
+    parameters; where none has it, or only `rank` is given, the nearest of those that have no more parameters than a LoRA of `rank`.
+    Raises `ValueError` for a search with neither, and as `check_wish`.
+    """
+    check_wish(rank, max_error)
+    o, i = delta.shape[:2]
+    if factor is not None:
+        return _from_kron(nearest_kron(delta, factorise(o, factor)[0], factorise(i, factor)[0], rank=rank, max_error=max_error))
+    _check_size("LoKr with a searched factor", rank, max_error)
+    splits = dict.fromkeys((factorise(o, factor)[0], factorise(i, factor)[0]) for factor in FACTORS)
+    budget = None if rank is None else rank * (o + delta[0].numel())
+    found = [_within(delta, a, b, budget, max_error) for a, b in splits]
+    near = [fit for fit in found if max_error is not None and fit.error <= max_error]
+    if near:
+        return min(near, key=lambda fit: (fit.parameters, fit.error))
+    return min(found, key=lambda fit: (fit.error, fit.parameters))
+
+
+def extract_loha(delta: Tensor, *, rank: int | None = None, max_error: float | None = None) -> Extracted:
+    """A LoHa of a change (o, i, *k): of `rank`, or of the lowest power of two with that error; `rank` bounds that, or the weight's size.
+
+    Raises `ValueError` where neither is given, and as `check_wish`.
+    """
+    _check_size("LoHa", rank, max_error)
+    o, columns = delta.flatten(1).shape
+    most = rank if rank is not None else max(1, o * columns // (2 * (o + columns)))
+    for candidate in (most,) if max_error is None else powers_of_two(most):
+        fit = nearest_hadamard(delta, candidate)
+        if candidate == most or (max_error is not None and fit.error <= max_error):
+            return Extracted(tensors=write_loha(fit.first, fit.second), error=fit.error, rank=candidate)
+    raise AssertionError("the last candidate is returned")
+
+
+EXTRACTORS: dict[str, Callable[..., Extracted]] = {"lora": extract_lora, "lokr": extract_lokr, "loha": extract_loha}
+
+
+def _check_size(what: str, rank: int | None, max_error: float | None) -> None:
+    check_wish(rank, max_error)
+    if rank is None and max_error is None:
+        raise ValueError(f"{what}: a size was not given: neither rank nor max_error")
+
+
+def _within(delta: Tensor, a: int, b: int, budget: int | None, max_error: float | None) -> Extracted:
+    """The fit of one split of the search: w2 whole where the budget of parameters allows it, else of the highest rank that it allows."""
+    c, columns = delta.shape[0] // a, delta[0].numel() // b
+    rank = None
+    if budget is not None and a * b + c * columns > budget:
+        rank = max(1, (budget - a * b) // (c + columns))
+    return _from_kron(nearest_kron(delta, a, b, rank=rank, max_error=max_error))
+
+
+def _from_kron(fit: KronFit) -> Extracted:
+    rank = fit.w2.rank if isinstance(fit.w2, LowRank) else max(fit.w2.shape[:2])
+    return Extracted(tensors=write_lokr(fit.w1, fit.w2), error=fit.error, rank=rank)

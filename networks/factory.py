@@ -1,0 +1,128 @@
+"""Making networks: `factory(Algorithm)` gives a module the two functions that sd-scripts expects of a `--network_module`."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from library.core.log import get_logger
+from library.core.options import OptionError
+from library.models.naming import Naming
+from networks.any_model import naming_for
+from networks.arguments import FROM_FILE
+from networks.base import Adapter, Dropouts
+from networks.members import Member
+from networks.network import Network, read_network
+from networks.selection import WHERE, NetworkArguments, parts_of, plan_layers, read_arguments
+
+logger = get_logger(__name__)
+
+DEFAULT_DIM, DEFAULT_ALPHA = 4, 1.0
+
+
+def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[..., tuple[Network, dict[str, Tensor]]]]:
+    """`create_network` and `create_network_from_weights` of one algorithm, with sd-scripts' signatures."""
+
+    def create_network(
+        multiplier: float,
+        network_dim: int | None,
+        network_alpha: float | None,
+        vae: Any,
+        text_encoder: Any,
+        unet: nn.Module,
+        neuron_dropout: float | None = None,
+        **kwargs: Any,
+    ) -> Network:
+        """A new network with a delta of zero. `kwargs` are network arguments; all that is wrong is raised at once (`OptionError`)."""
+        dim = DEFAULT_DIM if network_dim is None else network_dim
+        alpha = DEFAULT_ALPHA if network_alpha is None else network_alpha
+        problems = [f"--network_dim {dim}: must be at least 1"] if dim < 1 else []
+        problems += [f"--network_alpha {alpha}: must be a number that is not negative"] if not 0 <= alpha < math.inf else []
+        naming = naming_for(unet, _as_list(text_encoder))
+        arguments, dropouts, turned_on = _read_arguments(algorithm, naming, neuron_dropout, kwargs, problems)
+        parts = parts_of(naming, _as_list(text_encoder), unet)
+        plans = plan_layers(naming, parts, dim=dim, alpha=alpha, arguments=arguments, turned_on=turned_on)
+        members = [
+            Member(
+                adapter=algorithm.fresh(plan.target.name, plan.layer, plan.rank, plan.alpha, arguments.at(plan.target)),
+                part=plan.part,
+                target=plan.target,
+            )
+            for plan in plans
+        ]
+        for remark in algorithm.remarks([member.adapter for member in members]):
+            logger.warning("%s", remark)
+        return _finished(Network(members, naming, parts, arguments), dropouts, multiplier)
+
+    def create_network_from_weights(
+        multiplier: float,
+        file: Path | str | None,
+        vae: Any,
+        text_encoder: Any,
+        unet: nn.Module,
+        weights_sd: Mapping[str, Tensor] | None = None,
+        for_inference: bool = False,
+        neuron_dropout: float | None = None,
+        **kwargs: Any,
+    ) -> tuple[Network, dict[str, Tensor]]:
+        """The network that a file holds, with its values, and its tensors under canonical names.
+
+        Every layer is read by its own algorithm, whichever module was named; one that differs is said. Raises `ValueError`.
+        """
+        naming = naming_for(unet, _as_list(text_encoder))
+        arguments, dropouts, _ = _read_arguments(algorithm, naming, neuron_dropout, kwargs, [])
+        void = [name for name in FROM_FILE if name in kwargs]
+        if void:
+            logger.warning("%s %s: without effect, the adapter file decides", WHERE, ", ".join(void))
+        network = read_network(file, weights_sd, naming, parts_of(naming, _as_list(text_encoder), unet), arguments)
+        others = {adapter.title for adapter in network.adapters} - {algorithm.title}
+        if others:
+            logger.info("%s holds %s, not only %s, and is read as such", file, " and ".join(sorted(others)), algorithm.title)
+        network = _finished(network, dropouts, multiplier)
+        return network.eval() if for_inference else network, dict(network.state_dict())
+
+    return create_network, create_network_from_weights
+
+
+def _read_arguments(
+    algorithm: type[Adapter], naming: Naming, neuron_dropout: float | None, given: Mapping[str, Any], problems: list[str]
+) -> tuple[NetworkArguments, Dropouts, frozenset[str]]:
+    """Network arguments, dropouts, and the arguments that turn on groups; raises `OptionError` with `problems` and all others.
+
+    sd-scripts' trainers pass `--network_dropout` twice, as `neuron_dropout` and for LyCORIS as `dropout` among the arguments.
+    """
+    given = dict(given)
+    dropout = given.pop("dropout", None)
+    dropout = neuron_dropout if neuron_dropout is not None else dropout
+    try:
+        neuron = float(dropout or 0)
+    except (TypeError, ValueError):
+        neuron = math.nan
+    if not 0 <= neuron < 1:
+        problems.append(f"--network_dropout {dropout}: must be at least 0 and less than 1")
+    arguments, turned_on = read_arguments(algorithm.Arguments, given, naming, problems, algorithm.signature)
+    if problems or arguments is None:
+        raise OptionError(problems)
+    dropouts = Dropouts(neuron=neuron, rank=arguments.rank_dropout, module=arguments.module_dropout, rank_mode=arguments.rank_dropout_mode)
+    return arguments, dropouts, turned_on
+
+
+def _finished(network: Network, dropouts: Dropouts, multiplier: float) -> Network:
+    for adapter in network.adapters:
+        adapter.dropouts = dropouts
+        if network.arguments.dora_norm == "full":  # of a file's adapters too: no file says how its norm was trained
+            adapter.extras = replace(adapter.extras, full_norm=True)
+    network.set_multiplier(multiplier)
+    if network.arguments.verbose:
+        for member in network.members:
+            logger.info("%s: rank %d, alpha %g", member.target.path, member.adapter.rank, float(member.adapter.alpha))
+    return network
+
+
+def _as_list(text_encoder: Any) -> list[nn.Module]:
+    if text_encoder is None:
+        return []
+    return [encoder for encoder in text_encoder if encoder is not None] if isinstance(text_encoder, list | tuple) else [text_encoder]
