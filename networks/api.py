@@ -22,7 +22,7 @@ from torch import nn
 
 from library.core.spelling import unknown
 from networks.base import Adapter
-from networks.factory import factory
+from networks.factory import new_network
 from networks.members import algorithms
 from networks.network import Network
 from networks.stack import attached_to
@@ -45,8 +45,8 @@ def create_network(
     as Python values; `target_modules` chooses the layers, and is needed for a model of no family that Hadron knows.
     name: by which `set_adapters` switches it. Raises `OptionError` (a `ValueError`) with everything that is wrong.
     """
-    create, _ = factory(_algorithm_named(algorithm))
-    network = create(1.0, rank, rank if alpha is None else alpha, None, list(text_encoders), model, neuron_dropout=dropout, **arguments)
+    kind = _algorithm_named(algorithm)
+    network = new_network(kind, model, list(text_encoders), rank, rank if alpha is None else alpha, dropout, arguments)
     network.rename(name)
     return network
 

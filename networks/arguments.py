@@ -19,6 +19,7 @@ ALIASES = {"use_cp": "use_tucker", "use_conv_cp": "use_tucker", "weight_decompos
 RATIOS = ("loraplus_lr_ratio", "loraplus_unet_lr_ratio", "loraplus_text_encoder_lr_ratio")
 PATTERN_LISTS = ("target_modules", "only_patterns", "exclude_patterns", "include_patterns")
 LR_WEIGHTS = ("down_lr_weight", "mid_lr_weight", "up_lr_weight")
+FOR_CONVOLUTIONS = ("conv_dim", "conv_alpha", "use_tucker", "conv_block_dims", "conv_block_alphas")
 NOT_NEGATIVE = (
     "conv_alpha", "block_dims", "block_alphas", "conv_block_dims", "conv_block_alphas", *LR_WEIGHTS, "block_lr_zero_threshold"
 )  # fmt: skip

@@ -101,6 +101,20 @@ def merge_into(
         tensors.close()
 
 
+@torch.no_grad()
+def merged_tensor(stored: Tensor, changes: Mapping[Place, Sequence[Change]], dtype: torch.dtype) -> Tensor:
+    """`stored`, which may be overwritten, with all changes, in `dtype`. Raises `ValueError` for values that are not finite there."""
+    total = stored.to(torch.float32 if stored.itemsize < 4 else stored.dtype)
+    for place, own in changes.items():
+        _add(place.view(total), own)
+    low, high = (float(bound) for bound in total.aminmax()) if total.numel() else (0.0, 0.0)
+    limit = torch.finfo(dtype).max
+    if not (-limit <= low and high <= limit):
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"would hold {low:g} to {high:g}, which {name} cannot; lower the strengths, or choose --precision bf16 or float")
+    return total.to(dtype)
+
+
 def _changes(tensors: CheckpointTensors, merges: Sequence[Merge], allow_partial: bool) -> Changes:
     """Every change, by its place. Raises `ValueError` with all that does not fit."""
     every = [(member, merge) for merge in merges for member in merge.members]
@@ -151,15 +165,14 @@ def _write_folder(plan: Plan, out: Path) -> list[Written]:
 
 
 def _merged(plan: Plan, prefix: str, reader: TensorReader, entry: Entry) -> Tensor:
-    """One tensor of the result."""
     stored = reader.read(entry.name)
-    places = plan.changes.get(prefix + entry.name, {})
-    if not places and stored.dtype == entry.dtype:
+    changes = plan.changes.get(prefix + entry.name, {})
+    if not changes and stored.dtype == entry.dtype:
         return stored
-    total = stored.to(torch.float32 if stored.itemsize < 4 else stored.dtype)
-    for place, changes in places.items():
-        _add(place.view(total), changes)
-    return _rounded(total, entry, plan.tensors.path)
+    try:
+        return merged_tensor(stored, changes, entry.dtype)
+    except ValueError as error:
+        raise ValueError(f"{plan.tensors.path}: '{entry.name}' {error}") from None
 
 
 def _add(window: Tensor, changes: Sequence[Change]) -> None:
@@ -167,14 +180,3 @@ def _add(window: Tensor, changes: Sequence[Change]) -> None:
     base = window.clone() if len(changes) > 1 else window
     for change in changes:
         window.add_(change.delta(base).to(window), alpha=change.merge.strength)
-
-
-def _rounded(tensor: Tensor, entry: Entry, path: Path) -> Tensor:
-    """`tensor` in the entry's dtype. Raises `ValueError` for values that are not finite there."""
-    largest = float(torch.linalg.vector_norm(tensor, float("inf"))) if tensor.numel() else 0.0
-    if not largest <= torch.finfo(entry.dtype).max:
-        raise ValueError(
-            f"{path}: '{entry.name}' would hold {largest:g}, which {str(entry.dtype).removeprefix('torch.')} cannot; "
-            "lower the strengths, or choose --precision bf16 or float"
-        )
-    return tensor.to(entry.dtype)

@@ -107,7 +107,7 @@ def summed(adapters: Sequence[Adapter], strengths: Sequence[float]) -> Adapter:
     assert len(adapters) == len(strengths)
     if not adapters:
         raise ValueError("no adapters to add up")
-    shapes = {adapter.shape.weight for adapter in adapters}
+    shapes = dict.fromkeys(adapter.shape.weight for adapter in adapters)
     if len(shapes) > 1:
         raise ValueError(f"{adapters[0].name}: adapters of layers of different shapes: {', '.join(str(list(shape)) for shape in shapes)}")
     if len(adapters) == 1 and (adapters[0].dora_scale is None or strengths[0] == 1):
@@ -190,8 +190,10 @@ def _resized_loha(adapter: LoHa, rank: int | None, max_error: float | None) -> t
         return None, 0.0
     most = min(rank or adapter.rank, adapter.rank - 1)
     delta = adapter.direction().detach()
+    spectra = [product_spectrum(product) for product in read_loha(adapter.file_tensors(), adapter.shape)]
     for candidate in [most] if max_error is None else powers_of_two(most):
-        fit = nearest_hadamard(delta, candidate)
+        first, second = (spectrum.low_rank(candidate) for spectrum in spectra)
+        fit = nearest_hadamard(delta, candidate, near=(first, second), starts=1)
         if (capped and candidate == most) or (max_error is not None and fit.error <= max_error):
             return write_loha(fit.first, fit.second), fit.error
     return None, 0.0

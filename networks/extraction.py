@@ -15,7 +15,7 @@ from networks.factors import parameters, write_loha, write_lokr, write_lora
 from networks.fitting import KronFit, nearest_hadamard, nearest_kron, powers_of_two
 from networks.lokr import factorise
 
-FACTORS = (2, 4, 8, 16, 32, 64, -1)  # that a search tries: those that other trainers can be given to train on
+FACTORS = (1, 2, 4, 8, 16, 32, 64, -1)  # that a search tries, all of which trainers accept; 1 is a LoRA, written as LoKr
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,9 +92,8 @@ def _check_size(what: str, rank: int | None, max_error: float | None) -> None:
 def _within(delta: Tensor, a: int, b: int, budget: int | None, max_error: float | None) -> Extracted:
     """The fit of one split of the search: w2 whole where the budget of parameters allows it, else of the highest rank that it allows."""
     c, columns = delta.shape[0] // a, delta[0].numel() // b
-    rank = None
-    if budget is not None and a * b + c * columns > budget:
-        rank = max(1, (budget - a * b) // (c + columns))
+    left = budget - (a * b if a * b > 1 else 0) if budget is not None else c * columns  # a w1 of one number is but a scale
+    rank = None if c * columns <= left else max(1, left // (c + columns))
     return _from_kron(nearest_kron(delta, a, b, rank=rank, max_error=max_error))
 
 

@@ -37,25 +37,10 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
         **kwargs: Any,
     ) -> Network:
         """A new network with a delta of zero. `kwargs` are network arguments; all that is wrong is raised at once (`OptionError`)."""
-        dim = DEFAULT_DIM if network_dim is None else network_dim
-        alpha = DEFAULT_ALPHA if network_alpha is None else network_alpha
-        problems = [f"--network_dim {dim}: must be at least 1"] if dim < 1 else []
-        problems += [f"--network_alpha {alpha}: must be a number that is not negative"] if not 0 <= alpha < math.inf else []
-        naming = naming_for(unet, _as_list(text_encoder))
-        arguments, dropouts, turned_on = _read_arguments(algorithm, naming, neuron_dropout, kwargs, problems)
-        parts = parts_of(naming, _as_list(text_encoder), unet)
-        plans = plan_layers(naming, parts, dim=dim, alpha=alpha, arguments=arguments, turned_on=turned_on)
-        members = [
-            Member(
-                adapter=algorithm.fresh(plan.target.name, plan.layer, plan.rank, plan.alpha, arguments.at(plan.target)),
-                part=plan.part,
-                target=plan.target,
-            )
-            for plan in plans
-        ]
-        for remark in algorithm.remarks([member.adapter for member in members]):
-            logger.warning("%s", remark)
-        return _finished(Network(members, naming, parts, arguments), dropouts, multiplier)
+        encoders = _as_list(text_encoder)
+        network = new_network(algorithm, unet, encoders, network_dim, network_alpha, neuron_dropout, kwargs)
+        network.set_multiplier(multiplier)
+        return network
 
     def create_network_from_weights(
         multiplier: float,
@@ -72,19 +57,59 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
 
         Every layer is read by its own algorithm, whichever module was named; one that differs is said. Raises `ValueError`.
         """
-        naming = naming_for(unet, _as_list(text_encoder))
-        arguments, dropouts, _ = _read_arguments(algorithm, naming, neuron_dropout, kwargs, [])
-        void = [name for name in FROM_FILE if name in kwargs]
-        if void:
-            logger.warning("%s %s: without effect, the adapter file decides", WHERE, ", ".join(void))
-        network = read_network(file, weights_sd, naming, parts_of(naming, _as_list(text_encoder), unet), arguments)
-        others = {adapter.title for adapter in network.adapters} - {algorithm.title}
-        if others:
-            logger.info("%s holds %s, not only %s, and is read as such", file, " and ".join(sorted(others)), algorithm.title)
-        network = _finished(network, dropouts, multiplier)
+        network = network_of_file(algorithm, unet, _as_list(text_encoder), file, weights_sd, neuron_dropout, kwargs)
+        network.set_multiplier(multiplier)
         return network.eval() if for_inference else network, dict(network.state_dict())
 
     return create_network, create_network_from_weights
+
+
+def new_network(
+    algorithm: type[Adapter],
+    denoiser: nn.Module,
+    text_encoders: list[nn.Module],
+    dim: int | None,
+    alpha: float | None,
+    neuron_dropout: float | None,
+    given: Mapping[str, Any],
+) -> Network:
+    """A network of fresh adapters on the layers that the arguments choose. Raises `OptionError` with everything that is wrong."""
+    dim = DEFAULT_DIM if dim is None else dim
+    alpha = DEFAULT_ALPHA if alpha is None else alpha
+    problems = [f"--network_dim {dim}: must be at least 1"] if dim < 1 else []
+    problems += [f"--network_alpha {alpha}: must be a number that is not negative"] if not 0 <= alpha < math.inf else []
+    naming = naming_for(denoiser, text_encoders)
+    arguments, dropouts, turned_on = _read_arguments(algorithm, naming, neuron_dropout, given, problems)
+    parts = parts_of(naming, text_encoders, denoiser)
+    members = []
+    for plan in plan_layers(naming, parts, dim=dim, alpha=alpha, arguments=arguments, turned_on=turned_on):
+        adapter = algorithm.fresh(plan.target.name, plan.layer, plan.rank, plan.alpha, arguments.at(plan.target))
+        members.append(Member(adapter=adapter, part=plan.part, target=plan.target))
+    for remark in algorithm.remarks([member.adapter for member in members]):
+        logger.warning("%s", remark)
+    return _finished(Network(members, naming, parts, arguments), dropouts)
+
+
+def network_of_file(
+    algorithm: type[Adapter],
+    denoiser: nn.Module,
+    text_encoders: list[nn.Module],
+    file: Path | str | None,
+    tensors: Mapping[str, Tensor] | None,
+    neuron_dropout: float | None,
+    given: Mapping[str, Any],
+) -> Network:
+    """The network that a file holds, or tensors of it; arguments that the file decides are said to be without effect."""
+    naming = naming_for(denoiser, text_encoders)
+    arguments, dropouts, _ = _read_arguments(algorithm, naming, neuron_dropout, given, [])
+    void = [name for name in FROM_FILE if name in given]
+    if void:
+        logger.warning("%s %s: without effect, the adapter file decides", WHERE, ", ".join(void))
+    network = read_network(file, tensors, naming, parts_of(naming, text_encoders, denoiser), arguments)
+    others = {adapter.title for adapter in network.adapters} - {algorithm.title}
+    if others:
+        logger.info("%s holds %s, not only %s, and is read as such", file, " and ".join(sorted(others)), algorithm.title)
+    return _finished(network, dropouts)
 
 
 def _read_arguments(
@@ -110,12 +135,11 @@ def _read_arguments(
     return arguments, dropouts, turned_on
 
 
-def _finished(network: Network, dropouts: Dropouts, multiplier: float) -> Network:
+def _finished(network: Network, dropouts: Dropouts) -> Network:
     for adapter in network.adapters:
         adapter.dropouts = dropouts
         if network.arguments.dora_norm == "full":  # of a file's adapters too: no file says how its norm was trained
             adapter.extras = replace(adapter.extras, full_norm=True)
-    network.set_multiplier(multiplier)
     if network.arguments.verbose:
         for member in network.members:
             logger.info("%s: rank %d, alpha %g", member.target.path, member.adapter.rank, float(member.adapter.alpha))

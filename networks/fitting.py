@@ -127,16 +127,19 @@ def _kron_fit(w1: Tensor, w2: Tensor | LowRank, errors: list[float]) -> KronFit:
 # Hadamard products
 
 
-def nearest_hadamard(weight: Tensor, rank: int, *, starts: int = 3, sweeps: int = SWEEPS) -> HadamardFit:
+def nearest_hadamard(
+    weight: Tensor, rank: int, *, near: tuple[LowRank, LowRank] | None = None, starts: int = 3, sweeps: int = SWEEPS
+) -> HadamardFit:
     """A Hadamard product of two products of `rank` near a weight, by alternating least squares from several starts; the best is kept.
 
     The problem has many local minima, and the result is one of them. The first start is the best product of `rank` times a weight of ones,
-    so the error is never above that product's. With the same number of parameters a plain product of rank 2 * `rank` is usually nearer.
+    so the error is never above that product's. With the same number of parameters a plain product of rank 2 * `rank` is usually nearer,
+    unless the weight was a Hadamard product of little more: then `near`, its truncated factors (of `rank` at most), are the best start.
     Computed in float64. Raises `ValueError` for a rank below 1.
     """
     check_wish(rank, None)
     matrix = weight.flatten(1).double()
-    fits = [_descend(matrix, factors, sweeps) for factors in _starts(matrix, rank, starts)]
+    fits = [_descend(matrix, factors, sweeps) for factors in _starts(matrix, rank, starts, near)]
     (first, second), errors = min(fits, key=lambda fit: fit[1][-1])
     mean = (_mean_square(first.dense()) * _mean_square(second.dense())) ** 0.25  # of each product, once evened
     return HadamardFit(first=_evened(first, mean, weight), second=_evened(second, mean, weight), errors=tuple(errors))
@@ -147,20 +150,26 @@ def powers_of_two(most: int) -> list[int]:
     return [*(2**n for n in range(most.bit_length()) if 2**n < most), most]
 
 
-def _starts(matrix: Tensor, rank: int, count: int) -> Iterator[tuple[LowRank, LowRank]]:
-    """Pairs of products to begin with: the decomposition and a weight of nearly ones, then random ones."""
+def _starts(matrix: Tensor, rank: int, count: int, near: tuple[LowRank, LowRank] | None) -> Iterator[tuple[LowRank, LowRank]]:
+    """Pairs of products to begin with: those given, the decomposition and a weight of nearly ones, then random ones."""
     generator = torch.Generator().manual_seed(SEED)
 
     def noise() -> LowRank:
         shapes = ((matrix.shape[0], rank), (rank, matrix.shape[1]))
         return LowRank(*(torch.randn(shape, generator=generator, dtype=matrix.dtype).to(matrix.device) for shape in shapes))
 
-    found = dense_spectrum(matrix, rank).low_rank(rank)
-    near, ones = noise(), noise()
-    near.down.zero_()  # a side smaller than the rank has fewer singular values
-    near.up[:, : found.rank], near.down[: found.rank] = found
+    def widened(product: LowRank) -> LowRank:
+        """At the full rank: one of few rows or columns has fewer."""
+        wide = noise()
+        wide.down.zero_()
+        wide.up[:, : product.rank], wide.down[: product.rank] = product.up, product.down.flatten(1)
+        return wide
+
+    if near is not None:
+        yield widened(near[0]), widened(near[1])
+    ones = noise()
     ones.down.div_(10)[0] = 1
-    yield near, ones
+    yield widened(dense_spectrum(matrix, rank).low_rank(rank)), ones
     for _ in range(count - 1):
         yield noise(), noise()
 

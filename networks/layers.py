@@ -91,7 +91,8 @@ class LayerShape:
 
         sum_n core[m, n, k] inner[n, i]: the second axis of the core belongs to the input side (LyCORIS, section "CP decomposition").
         """
-        return torch.einsum("mnk,ni->mik", core.flatten(2), inner.flatten(1)).flatten(1)
+        with torch.autocast(core.device.type, enabled=False):  # a product of parameters: small, and rounded once with the result
+            return torch.einsum("mnk,ni->mik", core.flatten(2), inner.flatten(1)).flatten(1)
 
     def batch_of(self, x: Tensor) -> tuple[int, ...]:
         """(batch,) of an input, or () where it has no batch dimension."""

@@ -140,8 +140,8 @@ class LoKr(Adapter):
         if not full:
             return []
         return [
-            f"LoKr: {len(full)} of {len(adapters)} layers store a whole second factor, because the rank is at least half its larger side; "
-            "their scale is 1 whatever network_alpha is. A smaller network_dim or factor gives them a rank"
+            f"LoKr: {len(full)} of {len(adapters)} layers store a whole second factor, because full_matrix is given or the rank is at least "
+            "half its larger side; their scale is 1 whatever network_alpha is. A smaller network_dim or factor gives them a rank"
         ]
 
     def initialise(self) -> None:
@@ -239,8 +239,10 @@ class LoKr(Adapter):
         return hidden * self.shape.along_channels(self.kept(x, self.rank), hidden) if self.drops_ranks else hidden
 
     def _scaled_w1(self) -> Tensor:
-        w1 = self.lokr_w1 if self.lokr_w1 is not None else given(self.lokr_w1_a) @ given(self.lokr_w1_b)
-        return w1 * self.coefficient
+        if self.lokr_w1 is not None:
+            return self.lokr_w1 * self.coefficient
+        with torch.autocast(self.alpha.device.type, enabled=False):  # a product of parameters: small, and rounded once with the result
+            return given(self.lokr_w1_a) @ given(self.lokr_w1_b) * self.coefficient
 
     def _hold(self, name: str, rank: int | None, *, whole: tuple[int, ...], left: tuple, right: tuple) -> None:
         self.register_parameter(name, nn.Parameter(torch.empty(whole)) if rank is None else None)

@@ -13,9 +13,10 @@ from library.core.tensor_file import listing
 from library.models.naming import Naming, Part
 from networks.any_model import naming_for
 from networks.base import Adapter
-from networks.files import read_adapter_file, save_adapter_file
-from networks.formats.kohya import NameTable, by_layer
-from networks.members import Member, algorithm_of, read_members
+from networks.files import AdapterFile, read_adapter_file, save_adapter_file
+from networks.formats.names import NameTable
+from networks.formats.reader import algorithm_of, read_layers, read_members
+from networks.members import Member
 from networks.protocol import TrainableNetwork
 from networks.rates import ParameterGroup, parameter_groups
 from networks.selection import NetworkArguments, parts_of
@@ -51,14 +52,22 @@ class Network(TrainableNetwork):
 
     @classmethod
     def from_file(
-        cls, file: Path | str, denoiser: nn.Module, text_encoders: Sequence[nn.Module] = (), multiplier: float = 1.0
+        cls,
+        file: Path | str,
+        denoiser: nn.Module,
+        text_encoders: Sequence[nn.Module] = (),
+        multiplier: float = 1.0,
+        *,
+        allow_partial: bool = False,
     ) -> "Network":
-        """The network that an adapter file holds, of whatever algorithms, on these models; not attached yet.
+        """The network that an adapter file or PEFT folder holds, of whatever tool and algorithms, on these models; not attached yet.
 
-        Raises `ValueError` naming keys that these models have no layer for.
+        Raises `ValueError` naming what these models have no place for; with `allow_partial` it is skipped, and said in one warning.
         """
         naming = naming_for(denoiser, text_encoders)
-        network = read_network(file, None, naming, parts_of(naming, text_encoders, denoiser), NetworkArguments())
+        network = read_network(
+            file, None, naming, parts_of(naming, text_encoders, denoiser), NetworkArguments(), allow_partial=allow_partial
+        )
         network.set_multiplier(multiplier)
         return network
 
@@ -172,17 +181,17 @@ class Network(TrainableNetwork):
 
         Raises `ValueError` naming adapters that only one side has, and tensors that do not fit.
         """
-        tensors = read_adapter_file(file)
+        source = read_adapter_file(file)
         try:
-            self._load(tensors)
+            self._load(source)
         except ValueError as error:
             raise ValueError(f"{file}: {error}") from None
         return f"{len(self.members)} adapters"
 
-    def _load(self, tensors: Mapping[str, Tensor]) -> None:
-        found, left_out = NameTable(self.naming, self.parts).resolve(by_layer(tensors))
+    def _load(self, file: AdapterFile) -> None:
+        found = read_layers(file, NameTable(self.naming, self.parts))
         own = {adapter.name: adapter for adapter in self.adapters}
-        foreign = [name for name in [*found, *left_out] if name not in own]
+        foreign = [name for name in found if name not in own]
         absent = [name for name in own if name not in found]
         if foreign or absent:
             sides = [f"adapts {listing(foreign, 4)}, which the network does not"] if foreign else []
@@ -214,7 +223,7 @@ class Network(TrainableNetwork):
     ) -> None:
         """Merge for good, without a copy to go back to: computed on `device` in float32, rounded once to each weight's dtype."""
         if weights_sd:
-            self._load(weights_sd)
+            self._load(AdapterFile(tensors=weights_sd))
         if device is not None:
             self.to(device)
         self.merge(keep=False)
@@ -240,15 +249,14 @@ def read_network(
     naming: Naming,
     parts: Parts,
     arguments: NetworkArguments,
-    name: str | None = None,
+    *,
+    allow_partial: bool = False,
 ) -> Network:
     """The network of a file, or of tensors already read from it. Raises `ValueError` naming the file and what does not fit."""
-    if tensors is None:
-        if file is None:
-            raise ValueError("neither an adapter file nor its tensors were given")
-        tensors = read_adapter_file(file)
-    try:
-        members = read_members(tensors, NameTable(naming, parts))
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}" if file is not None else str(error)) from None
-    return Network(members, naming, parts, arguments, name)
+    if tensors is not None:
+        source = AdapterFile(tensors=tensors, path=None if file is None else Path(file))
+    elif file is not None:
+        source = read_adapter_file(file)
+    else:
+        raise ValueError("neither an adapter file nor its tensors were given")
+    return Network(read_members(source, naming, parts, allow_partial=allow_partial), naming, parts, arguments)

@@ -8,17 +8,20 @@ from typing import Any
 
 from torch import nn
 
+from library.core.log import get_logger
 from library.core.options import Given, OptionError, convert, declared, read_group
 from library.core.spelling import nearest
 from library.models.naming import Naming, Part, Target
 from networks import blocks
 from networks.any_model import AnyModel, chosen_by, found_in, is_adaptable
-from networks.arguments import PATTERN_LISTS, WHERE, NetworkArguments, advice, boosted_by, unaliased
+from networks.arguments import FOR_CONVOLUTIONS, PATTERN_LISTS, WHERE, NetworkArguments, advice, boosted_by, unaliased
 from networks.blocks import BlockTables
 from networks.layers import LayerShape
 from networks.patterns import Pattern
 
 __all__ = ["WHERE", "LayerPlan", "NetworkArguments", "parts_of", "plan_layers", "read_arguments"]
+
+logger = get_logger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,8 @@ def read_arguments(
         problems += error.problems
     understood = arguments or _understood(kind, rest)
     problems += blocks.problems(understood, naming)
+    if understood.patterns("target_modules").entries:
+        problems += [f"{WHERE} {name}: is without effect beside target_modules, which names the layers" for name in sorted(turned_on)]
     if signature:
         problems += boosted_by(understood, signature)[1]
     return arguments, frozenset(turned_on)
@@ -119,6 +124,9 @@ def plan_layers(
         problems = [f"{WHERE}: the {what} leave no layer of {naming.title} to adapt"]
     if problems:
         raise OptionError(problems)
+    void = [name for name in FOR_CONVOLUTIONS if getattr(arguments, name) not in (None, False)]
+    if void and all(LayerShape.of(plan.layer).is_pointwise for plan in plans):
+        logger.warning("%s %s: without effect, since no convolution larger than 1x1 is adapted", WHERE, ", ".join(void))
     return plans
 
 
@@ -271,9 +279,7 @@ class _Selection:
         paths = [path for path, _ in (*self.unchosen, *self.paths)]
         ends = dict.fromkeys(".".join(path.split(".")[-count:]) for path in paths for count in (1, 2))
         near = nearest(_plain(entry.regex.pattern), [*ends, *paths])
-        return (
-            f"{entry.where}: is the name, or end of a name, of no Linear or Conv layer, and fits none as a regex; {_example(near, paths)}"
-        )
+        return f"{entry.where}: is the end of no Linear or Conv layer's name, and no regex that fits one; {_example(near, paths)}"
 
 
 def _shared_names(plans: Iterable[LayerPlan]) -> list[str]:

@@ -37,8 +37,11 @@ def options_page() -> str:
 def adapters_page() -> str:
     """docs/adapters.md with its table of network arguments made anew; what stands around the table is kept."""
     rows = [f"| `{entry.name}` | {describe(entry.kind).replace('|', ' or ')} | {entry.help} |" for entry in declared(NetworkArguments)]
+    common = {entry.name for entry in declared(NetworkArguments)}
     rows += [
-        f"| `{entry.name}` (LoKr) | {describe(entry.kind)} | {entry.help} |" for entry in declared(LoKrArguments) if entry.name == "factor"
+        f"| `{entry.name}` (LoKr) | {describe(entry.kind)} | {entry.help} |"
+        for entry in declared(LoKrArguments)
+        if entry.name not in common
     ]
     return _with_table("adapters.md", "| argument | type | meaning |\n| --- | --- | --- |\n", "\n".join(rows))
 

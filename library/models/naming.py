@@ -26,6 +26,7 @@ class Target:
     group: str  # documented container: Transformer2DModel, ResnetBlock2D, Downsample2D, Upsample2D, CLIPAttention, CLIPMLP, ...
     container: str  # dotted path of that container in the original checkpoint; `path` lies below it
     diffusers_path: str = ""  # component and dotted path in a diffusers pipeline: unet.down_blocks.1.attentions.0.proj_in
+    other_paths: tuple[str, ...] = ()  # dotted paths in other versions of the library
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +75,7 @@ class Naming(ABC):
     name: ClassVar[str]  # folder name: sdxl
     title: ClassVar[str]  # for messages: SDXL
     parts: ClassVar[tuple[Part, ...]]  # denoiser first, then the text encoders in order
+    marks: ClassVar[tuple[str, ...]] = ()  # regexes that find this family's names in those of any tool, dots written as underscores
 
     @abstractmethod
     def recognises(self, denoiser: nn.Module) -> bool:
@@ -105,10 +107,19 @@ class Naming(ABC):
         """
 
 
-def plain_target(part: Part, path: str, module_path: str | None = None, diffusers_path: str = "") -> Target:
+def plain_target(
+    part: Part, path: str, module_path: str | None = None, diffusers_path: str = "", other_paths: tuple[str, ...] = ()
+) -> Target:
     """A layer that no group lists."""
-    name = f"{part.prefix}_{path.replace('.', '_')}"
-    return Target(name=name, path=path, module_path=module_path or path, group="", container="", diffusers_path=diffusers_path)
+    return Target(
+        name=f"{part.prefix}_{path.replace('.', '_')}",
+        path=path,
+        module_path=module_path or path,
+        group="",
+        container="",
+        diffusers_path=diffusers_path,
+        other_paths=other_paths,
+    )
 
 
 def weighted(module: nn.Module) -> list[str]:

@@ -33,7 +33,7 @@ KINDS = {
     "conv1d": Kind(lambda: nn.Conv1d(12, 18, 3, padding="same"), (2, 12, 6)),
     "conv3d": Kind(lambda: nn.Conv3d(12, 18, 3, padding=1), (2, 12, 2, 3, 3)),
 }
-RANKS = (2, 8)  # at 12 x 18: LoHa by its ranks and by the whole delta, LoKr with low-rank and with whole second factor
+# Ranks 2 and 8 at 12 x 18: LoHa by its ranks and by the whole delta, LoKr with low-rank and with whole second factor
 SOME, KERNELS = ("linear-5d", "conv3x3", "conv3x3-grouped"), tuple(kind for kind in KINDS if kind.startswith("conv") and kind != "conv1x1")
 MODES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "2": ({}, tuple(KINDS)),
@@ -61,6 +61,12 @@ CASES = {
     for kind in kinds
     if has_arguments(algorithm, arguments)
 }
+
+
+VARIANTS = [
+    (algorithm, mode) for algorithm in algorithms() for mode, (arguments, _) in MODES.items() if has_arguments(algorithm, arguments)
+]
+"""Every algorithm in every mode that it has."""
 
 
 @dataclass

@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from adapter_cases import KINDS, RANKS, Case, filled, relative_error
+from adapter_cases import KINDS, MODES, VARIANTS, Case, filled, relative_error
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from networks.base import Adapter, Dropouts
-from networks.members import algorithms
+
+PLAIN = [(algorithm, mode) for algorithm, mode in VARIANTS if mode in ("2", "tucker", "scalar", "both", "full")]
 
 
 def test_a_fresh_adapter_changes_nothing(case: Case):
@@ -92,18 +93,21 @@ def test_saved_tensors_make_the_same_adapter(case: Case):
 
 
 @pytest.mark.parametrize("size", [1e-4, 1e-3, 1e-2])
-@pytest.mark.parametrize("autocast", [True, False])
+@pytest.mark.parametrize(("dtype", "autocast"), [(torch.bfloat16, True), (torch.bfloat16, False), (torch.float16, True)])
 @pytest.mark.parametrize("kind", ["linear", "conv3x3"])
-@pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.title)
-def test_half_precision_keeps_a_small_delta(algorithm: type[Adapter], kind: str, size: float, autocast: bool):
+@pytest.mark.parametrize(("algorithm", "mode"), PLAIN, ids=[f"{algorithm.title}-{mode}" for algorithm, mode in PLAIN])
+def test_half_precision_keeps_a_small_delta(
+    algorithm: type[Adapter], mode: str, kind: str, size: float, dtype: torch.dtype, autocast: bool
+):
+    arguments = MODES[mode][0]
     torch.manual_seed(1)
     layer = nn.Linear(96, 128) if kind == "linear" else nn.Conv2d(96, 128, 3, padding=1)
-    adapter = filled(algorithm.fresh("lora_unet_x", layer, 3, 1.0, algorithm.Arguments())).eval()
+    adapter = filled(algorithm.fresh("lora_unet_x", layer, 3, 1.0, algorithm.Arguments(**arguments))).eval()
     with torch.no_grad():
-        next(adapter.parameters()).mul_(size * layer.weight.std() / adapter.delta_weight().std())
-    x = torch.randn(8, 96, *adapter.shape.kernel).to(torch.bfloat16)
+        next(iter(adapter.factors().values())).mul_(size * layer.weight.std() / adapter.delta_weight().std())
+    x = torch.randn(8, 96, *adapter.shape.kernel).to(dtype)
     expected = adapter.shape.apply(x.double(), adapter.delta_weight().double())
-    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with torch.autocast("cpu", dtype, enabled=autocast):
         assert relative_error(adapter(x), expected) < 5e-3
 
 
@@ -176,12 +180,13 @@ def test_checkpointing_changes_no_gradient(case: Case, reentrant: bool):
     assert all(torch.equal(plain, again) for plain, again in zip(*gradients, strict=True))
 
 
-@pytest.mark.parametrize("rank", RANKS)
 @pytest.mark.parametrize("kind", ["linear", "conv3x3"])
-@pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.title)
-def test_the_whole_graph_compiles(algorithm: type[Adapter], kind: str, rank: int):
+@pytest.mark.parametrize(("algorithm", "mode"), VARIANTS, ids=[f"{algorithm.title}-{mode}" for algorithm, mode in VARIANTS])
+def test_the_whole_graph_compiles(algorithm: type[Adapter], kind: str, mode: str):
+    arguments = MODES[mode][0]
+    rank = 8 if mode == "8" else 2
     layer, x = KINDS[kind].make(), torch.randn(KINDS[kind].input_shape)
-    adapter = filled(algorithm.fresh("lora_unet_x", layer, rank, 1.0, algorithm.Arguments())).train()
+    adapter = filled(algorithm.fresh("lora_unet_x", layer, rank, 1.0, algorithm.Arguments(**arguments))).train()
     adapter.dropouts = Dropouts(neuron=0.1, rank=0.1, module=0.1)
     adapter.attach()
     torch._dynamo.reset()

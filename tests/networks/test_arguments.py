@@ -27,7 +27,7 @@ def read(naming: Naming, kind: type[NetworkArguments] = NetworkArguments, **give
 
 def problems(naming: Naming, kind: type[NetworkArguments] = NetworkArguments, signature: tuple[str, ...] = (), **given: Any) -> list[str]:
     found: list[str] = []
-    arguments, _ = read_arguments(kind, given, naming, found, signature)
+    read_arguments(kind, given, naming, found, signature)
     assert found
     return found
 
@@ -39,7 +39,8 @@ def test_every_word_for_no_turns_an_argument_off(naming: Naming, word: Any):
 
 @pytest.mark.parametrize("name", ["use_tucker", "use_cp", "use_conv_cp"])
 def test_lycoris_spellings_of_tucker_are_understood(naming: Naming, name: str):
-    assert read(naming, conv_dim="4", **{name: "True"}).use_tucker is True
+    given: dict[str, Any] = {name: "True"}
+    assert read(naming, conv_dim="4", **given).use_tucker is True
 
 
 def test_two_spellings_of_one_argument_are_refused(naming: Naming):
@@ -52,7 +53,9 @@ def test_what_is_not_given_may_be_none(naming: Naming):
 
 
 def test_blank_texts_are_no_patterns(naming: Naming):
-    blank = dict.fromkeys(("exclude_patterns", "only_patterns", "target_modules", "network_reg_dims", "loraplus_targets"), "")
+    blank: dict[str, Any] = dict.fromkeys(
+        ("exclude_patterns", "only_patterns", "target_modules", "network_reg_dims", "loraplus_targets"), ""
+    )
     arguments = read(naming, **blank)
     assert not any(arguments.patterns(name).entries for name in blank if name != "loraplus_targets")
 

@@ -58,7 +58,7 @@ def test_convolutions_have_their_own_ranks_and_no_block_needs_conv_dim(sdxl: Mod
     network = create(sdxl, conv_block_dims=row(b4=6, b2=0), conv_alpha=3)
     assert set().union(*by_block(network).values()) == {(4, 2.0)}
     found = by_block(network, small=False)
-    assert found[4] == {(6, 3.0)} and found[11] == {(1, 3.0)} and 2 not in found
+    assert found[4] == {(6, 3.0)} and found[10] == {(1, 3.0)} and 2 not in found
     assert set().union(*by_block(create(sdxl, conv_block_dims=row()), small=False).values()) == {(1, 1.0)}
 
 

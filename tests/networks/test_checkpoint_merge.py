@@ -136,7 +136,7 @@ def test_an_fp8_checkpoint_is_merged_through_float32(sdxl: Models, small_sdxl_fi
 
 def test_values_that_the_dtype_cannot_hold_are_refused(sdxl: Models, small_sdxl_file: Path, tmp_path: Path):
     network = create(sdxl, size=50.0)
-    with pytest.raises(ValueError, match=r"small.safetensors: '.*' would hold .*, which float16 cannot; lower the strengths, or"):
+    with pytest.raises(ValueError, match=r"small.safetensors: '.*' would hold .* to .*, which float16 cannot; lower the strengths, or"):
         merge(small_sdxl_file, tmp_path / "merged.safetensors", (network, 100.0), precision=torch.float16)
     assert list(tmp_path.iterdir()) == []
 

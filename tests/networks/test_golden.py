@@ -10,7 +10,7 @@ from adapter_cases import relative_error
 from torch import nn
 
 from library.core.tensor_file import load_tensors
-from networks.members import algorithm_of
+from networks.formats.reader import algorithm_of
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "golden"
 CONVOLUTIONS = {"conv1d": nn.Conv1d, "conv2d": nn.Conv2d, "conv3d": nn.Conv3d}

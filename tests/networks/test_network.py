@@ -106,6 +106,18 @@ def test_an_unknown_model_is_refused_with_the_families_there_are():
         lora.create_network(1.0, 2, 1.0, None, None, nn.Linear(2, 2))
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_norms_of_deltas_are_bounded(sdxl: Models, module: Any):
+    network = create(sdxl, module)
+    norms = [float(adapter.direction().norm()) for adapter in network.adapters]
+    limit = 1.01 * sorted(norms)[len(norms) // 2]
+    shrunk, mean, largest = network.apply_max_norm_regularization(limit)
+    found = [float(adapter.direction().norm()) for adapter in network.adapters]
+    assert found == pytest.approx([min(norm, limit) for norm in norms], rel=1e-4)
+    assert shrunk == sum(norm > limit for norm in norms) > 0
+    assert (mean, largest) == pytest.approx((sum(found) / len(found), limit), rel=1e-4)
+
+
 # Learning rates
 
 

@@ -1,14 +1,18 @@
 """Which layers are adapted, with which rank and rate, and what is said about arguments that make no sense."""
 
+import time
 from typing import Any
 
 import pytest
+from torch import nn
 
 from library.core.options import OptionError
 from library.models.architecture import Models
+from library.models.naming import naming_named
 from networks import loha, lokr, lora
+from networks.arguments import NetworkArguments
 from networks.network import Network
-from networks.patterns import pattern_list, pattern_table
+from networks.selection import plan_layers
 
 ATTENTION = "input_blocks.3.1.transformer_blocks.0.attn1.to_q"
 
@@ -73,14 +77,15 @@ def test_ranks_by_pattern_take_the_first_match_and_keep_alpha(sdxl: Models):
 @pytest.mark.parametrize("module", [lora, loha, lokr])
 def test_everything_wrong_is_said_at_once(sdxl: Models, module: Any):
     found = problems(
-        sdxl, module=module, dim=0, alpha=-1, neuron_dropout=1.0, conv_dmi=4, rank_dropout="1", use_tucker="True", train_llm_adapter="True"
+        sdxl, module=module, dim=0, alpha=-1, neuron_dropout=1.0, conv_dmi=4, rank_dropout="1", preset="full", train_llm_adapter="True"
     )
     assert found == [
         "--network_dim 0: must be at least 1",
         "--network_alpha -1: must be a number that is not negative",
         "--network_dropout 1.0: must be at least 0 and less than 1",
         "--network_args conv_dmi: unknown network argument 'conv_dmi'; did you mean 'conv_dim'?",
-        "--network_args use_tucker: not supported by Hadron's modules yet; use --network_module lycoris.kohya for it",
+        "--network_args preset: belongs to lycoris.kohya; here target_modules, only_patterns and exclude_patterns choose the layers, "
+        "conv_dim adds convolutions",
         "--network_args train_llm_adapter: SDXL has no such layers",
         "--network_args rank_dropout=1.0: must be at least 0 and less than 1",
     ]
@@ -107,21 +112,76 @@ def test_everything_wrong_is_said_at_once(sdxl: Models, module: Any):
         ),
         ({"exclude_patterns": ".*"}, "the patterns leave no layer of SDXL to adapt"),
         ({"module": lokr, "factor": "0"}, "--network_args factor=0: must be -1 (as even as possible) or at least 1"),
-        ({"factor": "4"}, "--network_args factor: unknown network argument 'factor'"),
+        ({"only_patterns": "down_blocks.1.attention.0.proj_in"}, "did you mean 'down_blocks.1.attentions.0.proj_in'?"),
+        ({"network_reg_alphas": "zzz=1"}, "network_reg_alphas 'zzz': matches no layer (the whole dotted name must fit); names look like"),
+        ({"module": lokr, "network_reg_factors": "zzz=4"}, "network_reg_factors 'zzz': matches no layer"),
+        ({"include_patterns": "time_embed.0"}, "not adapted by default, such as 'time_embed.0'; target_modules takes any layer"),
+        ({"target_modules": "['to_qq']"}, "the end of no Linear or Conv layer's name, and no regex that fits one; did you mean 'to_q'?"),
+        ({"target_modules": "['to_q', 'qqq']"}, "target_modules 'qqq'"),
+        ({"target_modules": "to_q", "exclude_patterns": ".*to_k"}, "matches only layers that target_modules does not choose"),
     ],
 )
 def test_an_argument_that_makes_no_sense_is_refused(sdxl: Models, arguments: dict[str, Any], words: str):
     assert words in "\n".join(problems(sdxl, **arguments))
 
 
-def test_a_table_of_patterns_may_hold_commas_and_equals_signs():
-    entries = pattern_table("a{1,2}=8, (?=b)b.*=1e-4", "here").entries
-    assert [(entry.regex.pattern, entry.value) for entry in entries] == [("a{1,2}", 8.0), ("(?=b)b.*", 1e-4)]
+def test_only_narrows_what_would_be_adapted(sdxl: Models):
+    assert list(ranks(create(sdxl, only_patterns=f"['{ATTENTION}', '.*norm.*|.*ff.*']", exclude_patterns=".*ff.*"))) == [ATTENTION]
+    both = ranks(create(sdxl, only_patterns=".*attn1.*", exclude_patterns=".*", include_patterns=".*to_q"))
+    assert both and all(path.endswith("attn1.to_q") for path in both)
 
 
-def test_one_pattern_needs_no_list_even_if_it_begins_with_a_bracket():
-    assert [entry.regex.pattern for entry in pattern_list("[ab].*{1,2}", "here").entries] == []
-    assert [entry.regex.pattern for entry in pattern_list("[ab]x{1,2}", "here").entries] == ["[ab]x{1,2}"]
+def test_patterns_see_module_paths_as_well(sdxl: Models):
+    found = ranks(create(sdxl, network_reg_dims="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q=7"))
+    assert [path for path, rank in found.items() if rank == 7] == [ATTENTION]
+
+
+def test_alphas_by_pattern_stand_beside_ranks(sdxl: Models):
+    network = create(sdxl, 4, 2.0, network_reg_dims='{".*attn1[.]to_{1,1}[qk]": 8}', network_reg_alphas={".*attn1.*": 3, ".*": 5})
+    found = {member.target.path: (member.adapter.rank, float(member.adapter.alpha)) for member in network.members}
+    assert found[ATTENTION] == (8, 3.0)
+    assert found[ATTENTION.replace("attn1", "attn2")] == (4, 5.0)
+
+
+def test_factors_by_pattern_reach_their_layers(sdxl: Models):
+    network = create(sdxl, module=lokr, factor=4, network_reg_factors=".*attn1.to_q=2")
+    sizes = {member.target.path: tuple(member.adapter.state_dict()["lokr_w1"].shape) for member in network.members}
+    assert sizes[ATTENTION] == (2, 2) and sizes[ATTENTION.replace("to_q", "to_k")] == (4, 4)
+
+
+@pytest.mark.parametrize(("alpha", "scale"), [(3.0, 1.5), (0, 2.0)])
+def test_rank_stabilised_scales_divide_by_the_root_of_the_rank(sdxl: Models, alpha: float, scale: float):
+    adapters = create(sdxl, 4, alpha, rs_lora=True).adapters
+    assert {adapter.scale for adapter in adapters} == {scale}
+    assert {float(adapter.alpha) / adapter.rank for adapter in adapters} == {scale}
+
+
+def test_target_modules_replace_the_choice_of_the_family(sdxl: Models):
+    network = create(sdxl, 4, 2.0, target_modules=["to_q", "time_embed.0", "conv_in", ".*emb_layers.*"], exclude_patterns=".*attn2.*")
+    found = {member.target.path: (member.adapter.rank, float(member.adapter.alpha)) for member in network.members}
+    assert ATTENTION in found and not any("attn2" in path or "to_k" in path for path in found)
+    assert {"time_embed.0", "input_blocks.0.0"} <= set(found) and set(found.values()) == {(4, 2.0)}
+    assert list(found)[-2:] == ["time_embed.0", "input_blocks.0.0"]
+    assert any("emb_layers" in path for path in found)
+
+
+def test_convolutions_that_target_modules_names_take_conv_dim_where_it_is_given(sdxl: Models):
+    network = create(sdxl, 4, 2.0, target_modules="conv_in, proj_in", conv_dim=3, conv_alpha=1.5)
+    values = {member.adapter.shape.is_pointwise: (member.adapter.rank, float(member.adapter.alpha)) for member in network.members}
+    assert values == {True: (4, 2.0), False: (3, 1.5)}
+
+
+def test_arguments_for_convolutions_that_are_not_adapted_are_said(sdxl: Models, caplog: pytest.LogCaptureFixture):
+    create(sdxl, target_modules="to_q", conv_dim=3, use_tucker=True)
+    assert "conv_dim, use_tucker: without effect, since no convolution larger than 1x1 is adapted" in caplog.text
+    caplog.clear()
+    create(sdxl, conv_dim=3)
+    assert "without effect" not in caplog.text
+
+
+def test_all_linear_takes_every_linear_layer(sdxl: Models):
+    linear = sum(isinstance(layer, nn.Linear) for model in (sdxl.denoiser, *sdxl.text_encoders) for layer in model.modules())
+    assert len(create(sdxl, target_modules="all-linear").members) == linear
 
 
 def test_verbose_lists_the_layers(sdxl: Models, caplog: pytest.LogCaptureFixture):
@@ -133,3 +193,13 @@ def test_verbose_lists_the_layers(sdxl: Models, caplog: pytest.LogCaptureFixture
 def test_too_many_text_encoders_are_refused(sdxl: Models):
     with pytest.raises(ValueError, match="3 text encoders were given; SDXL has 2"):
         loha.create_network(1.0, 4, 1.0, None, [*sdxl.text_encoders, sdxl.text_encoders[0]], sdxl.denoiser)
+
+
+@pytest.mark.slow
+def test_a_full_size_model_is_planned_quickly():
+    naming = naming_named("sdxl")
+    parts = naming.outline()
+    start = time.perf_counter()
+    plans = plan_layers(naming, parts, dim=4, alpha=1.0, arguments=NetworkArguments(conv_dim=4, network_reg_dims=".*attn1.*=8,.*ff.*=2"))
+    assert len(plans) == 1052
+    assert time.perf_counter() - start < 0.3

@@ -56,6 +56,31 @@ def test_every_network_module_trains_and_saves(module: str, small_sdxl_file: Pat
     assert started and all(tensor.abs().max() > 0 for tensor in started)
 
 
+@pytest.mark.parametrize("module", ["networks.lora", "networks.loha", "networks.lokr"])
+def test_all_extras_train_together_and_files_hold_no_scalar(module: str, small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
+    arguments = ["conv_dim=2", "use_tucker=True", "use_scalar=True", "dora_wd=True", "rs_lora=True", "rank_dropout=0.1"]
+    result = run(small_sdxl_file, images, tmp_path, "--max_train_steps", "3", "--network_args", *arguments, module=module)
+    tensors = load_tensors(result.file)
+    assert all(torch.isfinite(tensor).all() for tensor in tensors.values())
+    assert not any(name.endswith(".scalar") for name in tensors) and any(name.endswith(".dora_scale") for name in tensors)
+    again = run(
+        small_sdxl_file, images, tmp_path / "again", "--max_train_steps", "1",
+        "--network_weights", str(result.file), "--network_args", *arguments, module=module,
+    )  # fmt: skip
+    assert read_header(again.file).tensors.keys() == tensors.keys()
+
+
+def test_norms_of_deltas_stay_within_scale_weight_norms(small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
+    result = run(small_sdxl_file, images, tmp_path, "--max_train_steps", "4", "--scale_weight_norms", "0.01", module="networks.lora")
+    tensors = load_tensors(result.file)
+    names = {name.rpartition(".lora_")[0] for name in tensors if ".lora_" in name}
+    norms = [
+        float((tensors[f"{name}.lora_up.weight"].flatten(1) @ tensors[f"{name}.lora_down.weight"].flatten(1)).norm() / 2) for name in names
+    ]
+    assert max(norms) == pytest.approx(0.01, rel=1e-4)
+    assert read_header(result.file).metadata["ss_scale_weight_norms"] == "0.01"
+
+
 def test_training_lowers_the_loss(small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
     result = run(small_sdxl_file, images, tmp_path, "--max_train_epochs", "20", "--cache_latents", "--unet_lr", "2e-2")
     first, last = sum(result.losses[:10]) / 10, sum(result.losses[-10:]) / 10

@@ -105,6 +105,11 @@ class AnimaNaming(Naming):
     name: ClassVar[str] = "anima"
     title: ClassVar[str] = "Anima"
     parts: ClassVar[tuple[Part, ...]] = PARTS
+    marks: ClassVar[tuple[str, ...]] = (
+        r"blocks_\d+_((self|cross)_attn_(q|k|v|output)_proj|mlp_layer\d|adaln_modulation)",
+        r"(?<!\d_)transformer_blocks_\d+_(attn[12]_to|ff_net|norm[123]_linear)",
+        r"llm_adapter_|text_conditioner_|qwen3_|lora_te1?_(model_)?layers_\d+_",
+    )
 
     def recognises(self, denoiser: nn.Module) -> bool:
         """Anima's diffusion transformer in one of its three class trees."""

@@ -71,6 +71,11 @@ class SDXLNaming(Naming):
     name: ClassVar[str] = "sdxl"
     title: ClassVar[str] = "SDXL"
     parts: ClassVar[tuple[Part, ...]] = PARTS
+    marks: ClassVar[tuple[str, ...]] = (
+        r"(input_blocks|output_blocks|middle_block)_\d+_",
+        r"(down_blocks_[12]|up_blocks_[01]|mid_block)_(attentions|resnets)_\d+_",
+        r"lora_te[12]_text_model_|clip_[lg]_|text_encoder_2_",
+    )
 
     def recognises(self, denoiser: nn.Module) -> bool:
         """A U-Net with size conditioning: in the library's class tree, or in the original's as sd-scripts has it."""
@@ -162,6 +167,7 @@ def _text_targets(part: Part, encoder: nn.Module) -> Iterator[Target]:
                 group=group,
                 container=f"text_model.encoder.layers.{n}.{layer.partition('.')[0]}",
                 diffusers_path=f"{SUBFOLDER[part.prefix]}.{path}",
+                other_paths=(path.removeprefix("text_model."),),  # transformers since 5.6, of encoder 1
             )
 
 
@@ -171,7 +177,7 @@ def _text_layers(part: Part, encoder: nn.Module) -> Iterator[Target]:
     for module_path in weighted(encoder):
         inside = module_path.removeprefix(level)
         path = inside if inside == "text_projection" else f"text_model.{inside}"
-        yield plain_target(part, path, module_path, f"{SUBFOLDER[part.prefix]}.{path}")
+        yield plain_target(part, path, module_path, f"{SUBFOLDER[part.prefix]}.{path}", (inside,))
 
 
 def _joined(*parts: str) -> str:

@@ -14,6 +14,7 @@ from library.models.sdxl.lookalikes import seems_to_be
 from library.models.sdxl.weights import Weights
 
 TEXT_WIDTHS = (768, 1280)
+SIZE_MARK = "model.diffusion_model.label_emb.0.0.weight"  # size conditioning, which SD 1 and 2 have not
 UNET_SIZE: dict[str, Any] = {
     "block_out_channels": (320, 640, 1280),
     "layers_per_block": 2,
@@ -34,30 +35,32 @@ def sdxl_outline(checkpoint: Path | None = None) -> tuple[nn.Module, nn.Module, 
 
     Raises `ValueError` naming the checkpoint where it is of another family or not complete.
     """
-    if checkpoint is not None and not checkpoint.exists():
-        raise ValueError(f"{checkpoint}: no such file or folder")
-    return _model(UNET, checkpoint), _model(TEXT_1, checkpoint), _model(TEXT_2, checkpoint)
-
-
-def _model(component: Component, checkpoint: Path | None) -> nn.Module:
     if checkpoint is None:
-        return _full_size(component)
-    if checkpoint.is_dir():
-        folder = checkpoint / SUBFOLDERS[component]
-        if not folder.is_dir():
-            return _full_size(component)
-        source, weights = folder_weights(component, folder)
-    else:
-        source, weights = component, Weights([checkpoint], _meaningful)
-        other = seems_to_be(weights.shapes)
-        if other is not None:
-            raise ValueError(f"{checkpoint}: not an SDXL checkpoint: {other}")
-        if not weights.under(component.prefix):
-            return _full_size(component)
+        return _full_size(UNET), _full_size(TEXT_1), _full_size(TEXT_2)
+    sources = _in_folder(checkpoint) if checkpoint.is_dir() else _in_file(checkpoint)
     try:
-        return plan(source, weights.under(source.prefix)).module
+        found = {component: plan(source, weights.under(source.prefix)).module for component, (source, weights) in sources.items()}
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from error
+    unet, first, second = (found.get(component) or _full_size(component) for component in (UNET, TEXT_1, TEXT_2))
+    return unet, first, second
+
+
+def _in_folder(folder: Path) -> dict[Component, tuple[Component, Weights]]:
+    found = [component for component in (UNET, TEXT_1, TEXT_2) if (folder / SUBFOLDERS[component]).is_dir()]
+    if not found:
+        raise ValueError(f"{folder}: has none of {SUBFOLDERS[UNET]}, {SUBFOLDERS[TEXT_1]} and {SUBFOLDERS[TEXT_2]}")
+    return {component: folder_weights(component, folder / SUBFOLDERS[component]) for component in found}
+
+
+def _in_file(file: Path) -> dict[Component, tuple[Component, Weights]]:
+    weights = Weights([file], _meaningful)
+    found = [component for component in (UNET, TEXT_1, TEXT_2) if weights.under(component.prefix)]
+    is_ours = UNET not in found or SIZE_MARK in weights.shapes
+    if not found or not is_ours:
+        other = seems_to_be(weights.shapes) or f"it has no tensor '{SIZE_MARK}'"
+        raise ValueError(f"{file}: not an SDXL checkpoint: {other}")
+    return {component: (component, weights) for component in found}
 
 
 def _full_size(component: Component) -> nn.Module:

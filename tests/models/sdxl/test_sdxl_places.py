@@ -30,7 +30,9 @@ def test_every_weight_and_bias_is_read_bit_for_bit(small_sdxl_modules: SimpleNam
     assert all(torch.equal(places[key].view(stored[places[key].key]), tensor) for key, tensor in values(module).items())
 
 
-def test_what_is_written_through_the_views_is_what_is_loaded_again(small_sdxl_modules: SimpleNamespace, small_sdxl_file: Path, tmp_path: Path):
+def test_what_is_written_through_the_views_is_what_is_loaded_again(
+    small_sdxl_modules: SimpleNamespace, small_sdxl_file: Path, tmp_path: Path
+):
     stored = {key: tensor.clone() for key, tensor in load_tensors(small_sdxl_file).items()}
     wanted = {}
     for part, name in MODELS:

@@ -1,0 +1,90 @@
+"""Several adapter files as one: layers of one file keep their algorithm, layers of several become the exact sum."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from networks.base import Adapter
+from networks.checkpoint_layers import fill_layers
+from networks.conversion import as_lora, resized, summed
+from networks.difference import Difference, NormShape
+from networks.members import Member
+from networks.network import Network
+
+
+@torch.no_grad()
+def combined(networks: Sequence[Network], strengths: Sequence[float], checkpoint: Path | None = None) -> Network:
+    """The network that changes every layer as all these together do, each times its strength; on the models of the first.
+
+    DoRA has no strength and no sum of its own; with the base model's `checkpoint` it is made a LoRA first, exactly.
+    Raises `ValueError` where it is needed and not given, and as `conversion.summed`.
+    """
+    found: dict[str, list[tuple[Member, float]]] = {}
+    for network, strength in zip(networks, strengths, strict=True):
+        for member in network.members:
+            found.setdefault(member.target.name, []).append((member, strength))
+    first = networks[0]
+    order = {
+        target.name: n for n, target in enumerate(target for part, module in first.parts for target in first.naming.targets(part, module))
+    }
+    members = [
+        Member(adapter=_combined(found[name], checkpoint), part=found[name][0][0].part, target=found[name][0][0].target)
+        for name in sorted(found, key=lambda name: order.get(name, len(order)))
+    ]
+    return Network(members, first.naming, first.parts)
+
+
+@torch.no_grad()
+def truncated(network: Network, rank: int | None, max_error: float | None) -> tuple[Network, dict[str, float]]:
+    """The network with every adapter that has a rank resized (see `conversion.resized`), and the relative error by adapter name."""
+    errors: dict[str, float] = {}
+    members: list[Member] = []
+    for member in network.members:
+        adapter = member.adapter
+        if adapter.is_algorithm:
+            adapter, errors[adapter.name] = resized(adapter, rank=rank, max_error=max_error)
+        members.append(Member(adapter=adapter, part=member.part, target=member.target))
+    return Network(members, network.naming, network.parts), errors
+
+
+def structure(network: Network) -> dict[str, str]:
+    """`ss_network_module`, `_dim` and `_alpha` of a network; `Dynamic`, as sd-scripts writes it, where layers differ."""
+    modules = Counter(type(adapter).__module__ for adapter in network.adapters if adapter.is_algorithm)
+    values: Mapping[str, set[str]] = {
+        "ss_network_dim": {str(adapter.rank) for adapter in network.adapters if adapter.is_algorithm},
+        "ss_network_alpha": {f"{float(adapter.alpha):g}" for adapter in network.adapters if adapter.is_algorithm},
+    }
+    module = modules.most_common(1)[0][0] if modules else "networks.lora"
+    return {"ss_network_module": module} | {key: value.pop() if len(value) == 1 else "Dynamic" for key, value in values.items()}
+
+
+def _combined(parts: Sequence[tuple[Member, float]], checkpoint: Path | None) -> Adapter:
+    adapters, strengths = [member.adapter for member, _ in parts], [strength for _, strength in parts]
+    renormalised = [member for member, _ in parts if member.adapter.dora_scale is not None]
+    if renormalised and (len(parts) > 1 or strengths != [1.0]):
+        if checkpoint is None:
+            raise ValueError(
+                f"{adapters[0].name}: DoRA rescales the whole weight, so it has no strength other than 1 and no sum with others; "
+                "give the base model, and it becomes a LoRA, or merge into the base model"
+            )
+        fill_layers(renormalised, checkpoint)
+        adapters = [as_lora(adapter)[0] if adapter.dora_scale is not None else adapter for adapter in adapters]
+    if any(isinstance(adapter, Difference) for adapter in adapters):
+        return _difference(adapters, strengths)
+    return summed(adapters, strengths)
+
+
+def _difference(adapters: Sequence[Adapter], strengths: Sequence[float]) -> Difference:
+    """The sum as a whole difference, which a difference among them forces."""
+    first = adapters[0]
+    is_norm = any(isinstance(adapter.shape, NormShape) for adapter in adapters)
+    changes = list(zip(adapters, strengths, strict=True))
+    weight = sum((strength * adapter.delta_weight() for adapter, strength in changes), torch.zeros(first.shape.weight))
+    biases = [strength * bias for adapter, strength in changes if (bias := adapter.delta_bias()) is not None]
+    tensors: dict[str, Tensor] = {"w_norm" if is_norm else "diff": weight}
+    if biases:
+        tensors["b_norm" if is_norm else "diff_b"] = torch.stack(biases).sum(0)
+    return Difference.from_tensors(first.name, first.layer, tensors)

@@ -1,0 +1,144 @@
+"""From a file to adapters: every key is used, or named in an error; each layer is read by the algorithm that wrote it."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from library.core.log import get_logger
+from library.core.tensor_file import listing
+from library.models.naming import Naming
+from networks.base import Adapter
+from networks.difference import Difference
+from networks.files import WRAPPER, AdapterFile
+from networks.formats.keys import Layers, by_name
+from networks.formats.names import LIMIT, NameTable, Parts
+from networks.formats.peft_config import PeftConfig
+from networks.formats.values import LayerTensors
+from networks.members import Member, algorithms
+
+logger = get_logger(__name__)
+
+COMMON = ("alpha", "dora_scale", "scalar")  # parameters of every algorithm
+
+
+def read_members(file: AdapterFile, naming: Naming, parts: Parts, *, allow_partial: bool = False) -> list[Member]:
+    """The adapters that a file means on these models, in the order of the family's table.
+
+    Raises one `ValueError` naming the file and all that is not understood; with `allow_partial` that is skipped, and said in one warning.
+    Adapters of text encoders that are not at hand are left out and said.
+    """
+    try:
+        return members_of(file, NameTable(naming, parts), allow_partial=allow_partial)
+    except ValueError as error:
+        raise ValueError(f"{file.path}: {error}" if file.path is not None else str(error)) from error
+
+
+def members_of(file: AdapterFile, table: NameTable, *, allow_partial: bool = False) -> list[Member]:
+    """`read_members` for a table of names in hand; errors do not name the file."""
+    problems: list[str] = []
+    members: list[Member] = []
+    for name, values in _sorted(file, table, problems).items():
+        part, target, layer = table.order[name]
+        try:
+            members.append(Member(adapter=_adapter(name, layer, values), part=part, target=target))
+        except ValueError as error:
+            problems.append(str(error))
+    _settle(problems, allow_partial, file)
+    if not members:
+        raise ValueError("it holds no adapter for the models at hand")
+    return members
+
+
+def read_layers(file: AdapterFile, table: NameTable) -> dict[str, dict[str, Tensor]]:
+    """The tensors of each adapter by canonical name, ready for `Adapter.load`. Raises one `ValueError` with all that is wrong."""
+    problems: list[str] = []
+    found: dict[str, dict[str, Tensor]] = {}
+    for name, values in _sorted(file, table, problems).items():
+        try:
+            found[name] = values.canonical(table.order[name][2])
+        except ValueError as error:
+            problems.append(str(error))
+    _settle(problems, False, file)
+    return found
+
+
+def algorithm_of(name: str, parameters: Iterable[str]) -> type[Adapter]:
+    """The algorithm that has these parameters. Raises `ValueError` naming what none of them knows."""
+    parameters = list(parameters)
+    fits = [algorithm for algorithm in (*algorithms(), Difference) if not set(algorithm.signature).isdisjoint(parameters)]
+    foreign = [key for key in parameters if key not in COMMON and not any(key in algorithm.signature for algorithm in fits)]
+    if len(fits) > 1 and not foreign:
+        raise ValueError(f"{name} holds tensors of {' and '.join(algorithm.title for algorithm in fits)} at once")
+    if foreign or not fits:
+        kinds = " or ".join(f"{algorithm.title} ({', '.join(algorithm.signature[:2])}, ...)" for algorithm in algorithms())
+        raise ValueError(f"{name} holds {listing(foreign or parameters)}, which is not {kinds}; other algorithms are not read")
+    return fits[0]
+
+
+# Steps
+
+
+def _sorted(file: AdapterFile, table: NameTable, problems: list[str]) -> dict[str, LayerTensors]:
+    """The layers of a file by canonical name in table order; what has no place is added to the problems."""
+    layers = by_name(file.tensors)
+    known = {key for algorithm in (*algorithms(), Difference) for key in algorithm.signature}
+    if not any(name.startswith(("lora", "lycoris")) or not known.isdisjoint(keys) for name, keys in layers.keys.items()) and layers.keys:
+        raise ValueError(
+            f"not an adapter that can be read: it holds tensors such as {listing(file.tensors, 2)}, and none like lora_down.weight"
+        )
+    if layers.bare:
+        verb = "is" if len(layers.bare) == 1 else "are"
+        problems.append(f"not an adapter: {listing(layers.bare, LIMIT)} {verb} not of the form <name>.<parameter>")
+    if layers.twice:
+        problems.append(f"a second tensor for the same parameter: {listing(layers.twice, LIMIT)}")
+    found, left_out, wrong = table.sort({name: name for name in layers.keys})
+    problems += wrong
+    if left_out:
+        logger.warning("%d adapters are left out: no text encoder was given for %s", len(left_out), listing(left_out, 2))
+    return {name: _values(file, layers, given) for name, given in found.items()}
+
+
+def _values(file: AdapterFile, layers: Layers, name: str) -> LayerTensors:
+    keys = layers.keys[name]
+    config, path = _config_of(file.config, name)
+    return LayerTensors(
+        tensors={parameter: file.tensors[key] for parameter, key in keys.items()},
+        keys=keys,
+        scale=None if config is None else config.scale(path),
+        is_peft=config is not None or name.startswith(WRAPPER),
+    )
+
+
+def _config_of(configs: Mapping[str, PeftConfig], name: str) -> tuple[PeftConfig | None, str]:
+    """PEFT's configuration of a layer, and the layer's path as PEFT knew it."""
+    bare = name
+    while bare.startswith(WRAPPER):
+        bare = bare.removeprefix(WRAPPER)
+    component, _, path = bare.partition(".")
+    return (configs[component], path) if component in configs else (configs.get(""), bare)
+
+
+def _adapter(name: str, layer: nn.Module, values: LayerTensors) -> Adapter:
+    algorithm = algorithm_of(name, [key if key != "magnitude" else "dora_scale" for key in values.tensors])
+    tensors = values.canonical(layer)
+    alpha = {"alpha": tensors["alpha"]} if "alpha" in tensors else {}
+    shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()} | alpha
+    try:
+        with torch.device("meta"):  # a rehearsal: there, tensors that do not fit their layer take no memory
+            algorithm.from_tensors(name, layer, shapes)
+        return algorithm.from_tensors(name, layer, tensors)
+    except (RuntimeError, TypeError, IndexError, OverflowError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{name}: its tensors do not fit together ({reason:.200})") from error
+
+
+def _settle(problems: list[str], allow_partial: bool, file: AdapterFile) -> None:
+    """Raise all problems as one error, or say once that they are skipped; a dozen are named."""
+    if not problems:
+        return
+    more = f"; and {len(problems) - LIMIT} more" if len(problems) > LIMIT else ""
+    text = "; ".join(problems[:LIMIT]) + more
+    if not allow_partial:
+        raise ValueError(text)
+    logger.warning("%s: only a part of it is used: %s", file.path or "the adapter", text)
