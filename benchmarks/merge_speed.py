@@ -1,12 +1,13 @@
-"""Merge a LoKr into a U-Net of SDXL's full size, against a plain copy of the same file: `python -m benchmarks.merge_speed`.
+"""Merge a LoKr into a U-Net of SDXL's full size, against plain copies: `python -m benchmarks.merge_speed`.
 
-The weights are random fp16 numbers, 5 GB of them in the original's layout. All are timed to the end of their fsync, in turn, and the
-median counts; `in memory` is the arithmetic alone, against a plain copy of the same tensors.
+The weights are random fp16 numbers, 5 GB of them in the original's layout. On disk all are timed to the end of their fsync, in turn;
+in memory it is the arithmetic alone, layer by layer. Medians; GB count the weights once.
 Writes `benchmarks/results/merge_speed.json` and a table to the screen.
 """
 
 import json
 import os
+import resource
 import shutil
 import statistics
 import sys
@@ -19,35 +20,36 @@ import torch
 from torch import Tensor
 
 from library.core.tensor_stream import Entry, write_stream
-from library.models.naming import Naming, naming_named
+from library.models.naming import Naming, Place, naming_named
 from networks import lokr
 from networks.checkpoint_merge import Change, Merge, merge_into, merged_tensor
 from networks.network import Network
 from tools.demo import ROOT
-from tools.merge_adapters import keep_freed_memory
+from tools.table import table
 
 RESULTS = ROOT / "benchmarks" / "results" / "merge_speed.json"
 TIMES = 3
 TILE = 1 << 22  # random numbers, repeated
+WHOLE = 100_000  # a rank at which LoKr stores its second factor whole
 
 
-def entries_of(naming: Naming) -> list[Entry]:
-    """The denoiser's tensors at full size, by their keys."""
+def write_weights(path: Path, naming: Naming, tile: Tensor) -> int:
+    """A file with the denoiser's tensors at full size; its bytes."""
     part, module = naming.outline()[0]
     places, state = naming.places(part, module), module.state_dict()
-    return [Entry(place.key, torch.float16, tuple(state[name].shape)) for name, place in places.items()]
+    entries = [Entry(place.key, torch.float16, tuple(state[name].shape)) for name, place in places.items()]
+    return write_stream(path, entries, (random_tensor(entry.shape, tile) for entry in entries)).size
 
 
-def random_tensor(entry: Entry, tile: Tensor) -> Tensor:
-    """A tensor of the entry's shape, of the tile's numbers."""
-    numbers = torch.Size(entry.shape).numel()
-    return tile.repeat(numbers // TILE + 1)[:numbers].reshape(entry.shape)
+def random_tensor(shape: tuple[int, ...], tile: Tensor) -> Tensor:
+    """A tensor of the tile's numbers."""
+    numbers = torch.Size(shape).numel()
+    return tile.repeat(numbers // TILE + 1)[:numbers].reshape(shape)
 
 
 def make_network(naming: Naming) -> Network:
-    """A LoKr with whole factors on every layer of the denoiser, filled as after training."""
-    part, module = naming.outline()[0]
-    network = lokr.create_network(1.0, 100_000, 1.0, None, None, module, factor=8, conv_dim=100_000)
+    """A LoKr on every layer of the denoiser, filled as after training."""
+    network = lokr.create_network(1.0, WHOLE, 1.0, None, None, naming.outline()[0][1], factor=8, conv_dim=WHOLE)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(std=0.05)
@@ -61,20 +63,76 @@ def copy_file(source: Path, target: Path) -> None:
         os.fsync(file.fileno())
 
 
-def in_memory(network: Network, tile: Tensor) -> tuple[float, float, int]:
-    """Seconds of merging all layers one by one, seconds of copying their weights, and their bytes."""
+def on_disk(folder: Path, naming: Naming, tile: Tensor) -> tuple[dict[str, list[float]], int]:
+    """Seconds of a plain copy, of our stream without and with the adapter, and the file's bytes."""
+    source, target = folder / "base.safetensors", folder / "out.safetensors"
+    size = write_weights(source, naming, tile)
+    network = make_network(naming)
+    ways: dict[str, Callable[[], object]] = {
+        "file copy": lambda: copy_file(source, target),
+        "stream without adapters": lambda: merge_into(source, target, naming, network.parts, []),
+        "stream with LoKr": lambda: merge_into(source, target, naming, network.parts, [Merge(members=network.members, strength=0.8)]),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(TIMES):
+        for name, run in ways.items():
+            target.unlink(missing_ok=True)
+            seconds[name].append(timed(run))
+    return seconds, size
+
+
+def in_memory(naming: Naming, tile: Tensor) -> tuple[dict[str, list[float]], int]:
+    """Seconds of copying the adapted weights and of merging into them, and their bytes."""
+    network = make_network(naming)
     merge = Merge(members=network.members, strength=0.8)
-    merged = copied = 0.0
-    size = 0
-    for member in network.members:
-        entry = Entry(member.target.name, torch.float16, member.adapter.shape.weight)
-        weight = random_tensor(entry, tile)
-        target = torch.empty_like(weight).copy_(weight)
-        started = time.perf_counter()
-        target.copy_(weight)
-        copied += time.perf_counter() - started
-        started = time.perf_counter()
-        merged_tensor(weight, entry, {None: [Change(member.adapter, merge, "weight")]}, Path("memory"))
-        merged += time.perf_counter() - started
-        size += entry.size
-    return merged, copied, size
+    seconds: dict[str, list[float]] = {"copy": [], "merge of LoKr": []}
+    size = sum(2 * torch.Size(member.adapter.shape.weight).numel() for member in network.members)
+    for _ in range(TIMES):
+        copied = merged = 0.0
+        for member in network.members:
+            weight = random_tensor(member.adapter.shape.weight, tile)
+            change = {Place("weight"): [Change(member.adapter, merge, "weight")]}
+            copied += timed(weight.clone)
+            merged += timed(lambda weight=weight, change=change: merged_tensor(weight, change, torch.float16))
+        seconds["copy"].append(copied)
+        seconds["merge of LoKr"].append(merged)
+    return seconds, size
+
+
+def timed(run: Callable[[], object]) -> float:
+    """Seconds of one run."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def main() -> None:
+    """Measure, write the results, print them."""
+    naming = naming_named("sdxl")
+    tile = torch.randn(TILE, generator=torch.Generator().manual_seed(0)).half() * 0.02
+    rows: list[dict[str, object]] = []
+    with tempfile.TemporaryDirectory(dir=os.environ.get("MERGE_SPEED_DIR")) as scratch:
+        measured = (("disk", *on_disk(Path(scratch), naming, tile)), ("memory", *in_memory(naming, tile)))
+    for where, seconds, size in measured:
+        medians = {name: statistics.median(values) for name, values in seconds.items()}
+        copy = next(iter(medians.values()))
+        rows += [
+            {
+                "where": where,
+                "what": name,
+                "seconds": [round(value, 2) for value in seconds[name]],
+                "GB/s": round(size / median / 1e9, 3),
+                "times a copy": round(median / copy, 2),
+            }
+            for name, median in medians.items()
+        ]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    facts = {"bytes": measured[0][2], "threads": torch.get_num_threads(), "torch": torch.__version__, "peak memory in bytes": peak}
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
+    print(facts)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -59,8 +59,8 @@ class Spectrum:
 
 def relative_error(approximation: Tensor, exact: Tensor) -> float:
     """The norm of the difference over the norm of `exact`, summed in float64; without any norm, 0 where both are zero, else infinite."""
-    difference = float(torch.linalg.vector_norm(approximation - exact, dtype=torch.float64))
-    norm = float(torch.linalg.vector_norm(exact, dtype=torch.float64))
+    difference = float(torch.linalg.vector_norm(approximation.detach() - exact.detach(), dtype=torch.float64))
+    norm = float(torch.linalg.vector_norm(exact.detach(), dtype=torch.float64))
     return difference / norm if norm else float("inf") if difference else 0.0
 
 
@@ -131,7 +131,7 @@ def dense_spectrum(weight: Tensor, rank: int | None = None) -> Spectrum:
     matrix = weight.flatten(1)
     sketch = min(matrix.shape) if rank is None else rank + OVERSAMPLING
     if min(matrix.shape) <= max(EXACT_SIDE, 4 * sketch):
-        u, values, v = torch.linalg.svd(matrix, full_matrices=False)
+        u, values, v = _decomposed(matrix)
         return Spectrum(u, values, v.reshape(-1, *weight.shape[1:]))
     generator = torch.Generator().manual_seed(SEED)
     start = torch.randn(matrix.shape[1], sketch, generator=generator, dtype=matrix.dtype).to(matrix.device)
@@ -139,10 +139,23 @@ def dense_spectrum(weight: Tensor, rank: int | None = None) -> Spectrum:
     for _ in range(POWER_STEPS):
         basis, _ = torch.linalg.qr(matrix.mT @ basis)
         basis, _ = torch.linalg.qr(matrix @ basis)
-    u, values, v = torch.linalg.svd(basis.mT @ matrix, full_matrices=False)
+    u, values, v = _decomposed(basis.mT @ matrix)
     found = float(values.double().square().sum())
     total = float(torch.linalg.vector_norm(matrix, dtype=torch.float64)) ** 2
     return Spectrum(basis @ u, values, v.reshape(-1, *weight.shape[1:]), max(0.0, total - found))
+
+
+def _decomposed(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """u, values, v of a matrix; a long one is reduced to a square by QR first, which is several times faster than LAPACK's own way."""
+    rows, columns = matrix.shape
+    if rows > columns:
+        v, values, u = _decomposed(matrix.mT)
+        return u.mT, values, v.mT
+    if columns < 2 * rows:
+        return torch.linalg.svd(matrix, full_matrices=False)
+    basis, triangle = torch.linalg.qr(matrix.mT)
+    u, values, v = torch.linalg.svd(triangle.mT)
+    return u, values, v @ basis.mT
 
 
 def best_spectrum(weight: Tensor, rank: int | None = None, max_error: float | None = None) -> tuple[Spectrum, int]:

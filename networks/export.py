@@ -56,14 +56,19 @@ class Export:
     left_out: list[str]  # with allow_partial: the reasons, each with its layers
 
     @property
+    def hints(self) -> list[str]:
+        """What the user has to do for the tool to read it."""
+        return WRITERS[self.target].hints(self.entries)
+
+    @property
     def notes(self) -> Counter[str]:
         """What was rewritten, and on how many layers."""
         return Counter(note for entry in self.entries for note in entry.notes)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by key."""
-        return {key: tensor for file in self.files.values() for key, tensor in file.tensors.items()}
+        """All tensors by key; where there are several files, with their place before it."""
+        return {f"{place}/{key}".lstrip("/"): tensor for place, file in self.files.items() for key, tensor in file.tensors.items()}
 
 
 @torch.no_grad()
@@ -191,9 +196,10 @@ def _cast(file: Written, dtype: torch.dtype | None) -> Written:
 
 def _metadata(network: Network, entries: Sequence[Entry], writer: Writer, given: Mapping[str, str]) -> dict[str, str]:
     """What the file said, with the structure as it is now; arguments stay only where nothing was rewritten."""
-    is_same = not any(entry.notes for entry in entries)
     kept = {key: value for key, value in given.items() if key not in STALE}
-    if not is_same:
+    if not writer.has_alpha:
+        return {key: value for key, value in kept.items() if key not in STRUCTURE}
+    if any(entry.notes for entry in entries):
         kept.pop("ss_network_args", None)
     members = [Member(adapter=entry.adapter, part=entry.member.part, target=entry.member.target) for entry in entries]
     described = kept | structure(Network(members, network.naming, network.parts)) | writer.metadata(entries)

@@ -1,8 +1,9 @@
 """Adapters of one layer fitted to a change of its weight: LoRA by singular values, LoKr as the nearest Kronecker product, LoHa.
 
-Which to choose: LoRA is the best product of its rank. LoKr is usually nearer at very few parameters and can have a whole w2. LoHa has no
-closed form: alternating least squares end in a local minimum, and a LoRA of twice the rank, which has as many parameters, is nearer for
-most changes (adapters whose weights were trained as LoHa aside).
+Which to choose: LoRA is the best product of its rank, and right where nothing is known of the change. LoKr is right for changes that are
+Kronecker products, such as a LoKr that was merged in: those it finds, at a fraction of the parameters; other changes it misses widely.
+LoHa has no closed form: alternating least squares end in a local minimum, and a LoRA of twice the rank, which has as many parameters, is
+usually nearer.
 """
 
 from collections.abc import Callable
@@ -56,13 +57,13 @@ def extract_lokr(delta: Tensor, *, rank: int | None = None, max_error: float | N
     if factor is not None:
         return _from_kron(nearest_kron(delta, factorise(o, factor)[0], factorise(i, factor)[0], rank=rank, max_error=max_error))
     _check_size("LoKr with a searched factor", rank, max_error)
-    splits = dict.fromkeys((factorise(o, factor)[0], factorise(i, factor)[0]) for factor in FACTORS)
     budget = None if rank is None else rank * (o + delta[0].numel())
-    found = [_within(delta, a, b, budget, max_error) for a, b in splits]
-    near = [fit for fit in found if max_error is not None and fit.error <= max_error]
-    if near:
-        return min(near, key=lambda fit: (fit.parameters, fit.error))
-    return min(found, key=lambda fit: (fit.error, fit.parameters))
+    found: list[Extracted] = []
+    for a, b in dict.fromkeys((factorise(o, factor)[0], factorise(i, factor)[0]) for factor in FACTORS):
+        found.append(_within(delta, a, b, budget, max_error, limit=min((fit.error for fit in found), default=1.0)))
+    small = [fit for fit in found if budget is None or fit.parameters <= budget + 1]  # a LoRA with a w1 of one number is
+    near = [fit for fit in small if max_error is not None and fit.error <= max_error]
+    return min(near, key=lambda fit: (fit.parameters, fit.error)) if near else min(small, key=lambda fit: (fit.error, fit.parameters))
 
 
 def extract_loha(delta: Tensor, *, rank: int | None = None, max_error: float | None = None) -> Extracted:
@@ -89,12 +90,15 @@ def _check_size(what: str, rank: int | None, max_error: float | None) -> None:
         raise ValueError(f"{what}: a size was not given: neither rank nor max_error")
 
 
-def _within(delta: Tensor, a: int, b: int, budget: int | None, max_error: float | None) -> Extracted:
-    """The fit of one split of the search: w2 whole where the budget of parameters allows it, else of the highest rank that it allows."""
+def _within(delta: Tensor, a: int, b: int, budget: int | None, max_error: float | None, limit: float) -> Extracted:
+    """The fit of one split of the search: w2 whole where the budget of parameters allows it, else of the highest rank that it allows.
+
+    `limit` is the smallest error so far. Where no w2 of this split can have it, the whole one stands for all, above the budget or not.
+    """
     c, columns = delta.shape[0] // a, delta[0].numel() // b
     left = budget - (a * b if a * b > 1 else 0) if budget is not None else c * columns  # a w1 of one number is but a scale
     rank = None if c * columns <= left else max(1, left // (c + columns))
-    return _from_kron(nearest_kron(delta, a, b, rank=rank, max_error=max_error))
+    return _from_kron(nearest_kron(delta, a, b, rank=rank, max_error=max_error, limit=limit if max_error is None else None))
 
 
 def _from_kron(fit: KronFit) -> Extracted:

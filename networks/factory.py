@@ -51,13 +51,22 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
         weights_sd: Mapping[str, Tensor] | None = None,
         for_inference: bool = False,
         neuron_dropout: float | None = None,
+        allow_partial: bool = False,
         **kwargs: Any,
     ) -> tuple[Network, dict[str, Tensor]]:
         """The network that a file holds, with its values, and its tensors under canonical names.
 
-        Every layer is read by its own algorithm, whichever module was named; one that differs is said. Raises `ValueError`.
+        Every layer is read by its own algorithm, whichever module was named; one that differs is said. Raises `ValueError` for what
+        does not fit, which `allow_partial` skips with a warning.
         """
-        network = network_of_file(algorithm, unet, _as_list(text_encoder), file, weights_sd, neuron_dropout, kwargs)
+        naming = naming_for(unet, _as_list(text_encoder))
+        arguments, dropouts = _arguments_beside_a_file(algorithm, naming, neuron_dropout, kwargs)
+        parts = parts_of(naming, _as_list(text_encoder), unet)
+        network = read_network(file, weights_sd, naming, parts, arguments, allow_partial=allow_partial)
+        others = {adapter.title for adapter in network.adapters} - {algorithm.title}
+        if others:
+            logger.info("%s holds %s, not only %s, and is read as such", file, " and ".join(sorted(others)), algorithm.title)
+        _finish(network, dropouts)
         network.set_multiplier(multiplier)
         return network.eval() if for_inference else network, dict(network.state_dict())
 
@@ -87,29 +96,20 @@ def new_network(
         members.append(Member(adapter=adapter, part=plan.part, target=plan.target))
     for remark in algorithm.remarks([member.adapter for member in members]):
         logger.warning("%s", remark)
-    return _finished(Network(members, naming, parts, arguments), dropouts)
+    network = Network(members, naming, parts, arguments)
+    _finish(network, dropouts)
+    return network
 
 
-def network_of_file(
-    algorithm: type[Adapter],
-    denoiser: nn.Module,
-    text_encoders: list[nn.Module],
-    file: Path | str | None,
-    tensors: Mapping[str, Tensor] | None,
-    neuron_dropout: float | None,
-    given: Mapping[str, Any],
-) -> Network:
-    """The network that a file holds, or tensors of it; arguments that the file decides are said to be without effect."""
-    naming = naming_for(denoiser, text_encoders)
+def _arguments_beside_a_file(
+    algorithm: type[Adapter], naming: Naming, neuron_dropout: float | None, given: Mapping[str, Any]
+) -> tuple[NetworkArguments, Dropouts]:
+    """The arguments that matter to a network from a file; those that the file decides are said to be without effect."""
     arguments, dropouts, _ = _read_arguments(algorithm, naming, neuron_dropout, given, [])
     void = [name for name in FROM_FILE if name in given]
     if void:
         logger.warning("%s %s: without effect, the adapter file decides", WHERE, ", ".join(void))
-    network = read_network(file, tensors, naming, parts_of(naming, text_encoders, denoiser), arguments)
-    others = {adapter.title for adapter in network.adapters} - {algorithm.title}
-    if others:
-        logger.info("%s holds %s, not only %s, and is read as such", file, " and ".join(sorted(others)), algorithm.title)
-    return _finished(network, dropouts)
+    return arguments, dropouts
 
 
 def _read_arguments(
@@ -135,7 +135,7 @@ def _read_arguments(
     return arguments, dropouts, turned_on
 
 
-def _finished(network: Network, dropouts: Dropouts) -> Network:
+def _finish(network: Network, dropouts: Dropouts) -> None:
     for adapter in network.adapters:
         adapter.dropouts = dropouts
         if network.arguments.dora_norm == "full":  # of a file's adapters too: no file says how its norm was trained
@@ -143,7 +143,6 @@ def _finished(network: Network, dropouts: Dropouts) -> Network:
     if network.arguments.verbose:
         for member in network.members:
             logger.info("%s: rank %d, alpha %g", member.target.path, member.adapter.rank, float(member.adapter.alpha))
-    return network
 
 
 def _as_list(text_encoder: Any) -> list[nn.Module]:

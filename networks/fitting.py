@@ -65,13 +65,16 @@ def rearranged(weight: Tensor, a: int, b: int) -> Tensor:
     return weight.reshape(a, o // a, b, i // b, -1).transpose(1, 2).reshape(a * b, -1)
 
 
-def nearest_kron(weight: Tensor, a: int, b: int, *, rank: int | None = None, max_error: float | None = None) -> KronFit:
+def nearest_kron(
+    weight: Tensor, a: int, b: int, *, rank: int | None = None, max_error: float | None = None, limit: float | None = None
+) -> KronFit:
     """The Kronecker product nearest to a weight, with a w1 of (a, b) and a w2 that is whole, or of a rank where one is wished.
 
     Whole: the first singular pair of the rearranged weight; its error is sqrt(1 - s1^2 / sum s^2), and no other is nearer.
     Of a rank: w2 (given w1, the truncated decomposition of the weight's mean over w1) and w1 (given w2, a mean over w2) in turn, each
-    time optimal. `max_error` chooses that rank by the spectrum of the whole w2; where even the whole w2 is further away, or has no more
-    parameters than one of the rank, it stays whole. Raises `ValueError` as `rearranged` and `check_wish`.
+    time optimal. `max_error` chooses that rank by the spectrum of the whole w2. It stays whole where it has no more parameters than one of
+    the rank, and where even the whole w2 is further away than `max_error` or `limit`: then no rank is worth fitting.
+    Raises `ValueError` as `rearranged` and `check_wish`.
     """
     check_wish(rank, max_error)
     matrix = rearranged(weight, a, b)
@@ -80,10 +83,10 @@ def nearest_kron(weight: Tensor, a: int, b: int, *, rank: int | None = None, max
     w1 = spectrum.u[:, 0]
     w2 = matrix.mT @ w1
     whole = _kron_fit(w1.reshape(a, b), w2.reshape(shape), [relative_error(torch.outer(w1, w2), matrix)])
+    if any(whole.error > bound for bound in (max_error, limit) if bound is not None):
+        return whole
     if max_error is not None:
         missed = (whole.error * float(torch.linalg.vector_norm(matrix, dtype=torch.float64))) ** 2
-        if whole.error > max_error:
-            return whole
         rank = rank_for(dense_spectrum(w2.reshape(shape)).values, rank, max_error, missed)
     columns = w2.numel() // shape[0]
     if rank is None or rank * (shape[0] + columns) >= shape[0] * columns:

@@ -99,6 +99,7 @@ class NetworkRequest:
     arguments: Mapping[str, Any] = field(default_factory=dict)  # --network_args by name
     multiplier: float = 1.0
     weights: Path | str | None = None
+    allow_partial: bool = False  # skip what does not fit of `weights`, with a warning
 
 
 def load_network_module(name: str) -> ModuleType:
@@ -136,8 +137,11 @@ def build_network(module: ModuleType, request: NetworkRequest) -> TrainableNetwo
     text_encoders, denoiser = (models.text_encoders, models.denoiser) if is_ours else _views(models)
     places = {"vae": models.vae, "text_encoder": text_encoders, "unet": denoiser}
     dropout = {"neuron_dropout": request.dropout} | ({} if is_ours else {"dropout": request.dropout})  # LyCORIS reads the second
-    given = {name: value for name, value in dropout.items() if name not in request.arguments}
+    given: dict[str, Any] = {name: value for name, value in dropout.items() if name not in request.arguments}
     if request.weights is not None:
+        if request.allow_partial and not is_ours:
+            raise ValueError(f"--allow_partial: {module.__name__} reads its files itself; leave it out")
+        given |= {"allow_partial": True} if request.allow_partial else {}
         create = module.create_network_from_weights
         network, _ = create(request.multiplier, str(request.weights), **places, **_accepted(create, given), **request.arguments)
     else:

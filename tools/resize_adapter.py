@@ -1,7 +1,7 @@
 """Make an adapter smaller: `python -m tools.resize_adapter in.safetensors out.safetensors --rank 8`, or `--max_error 0.05`.
 
 LoRA and LoKr are cut by singular values, the best there is (a LoKr keeps its first factor; the rank is that of the second). LoHa is fitted
-anew, which is slow and rough: a LoRA made of it (`tools.convert_adapter`) can be cut better. Written with native names.
+anew from its truncated factors, which is slow and ends in a local optimum. Written with native names.
 """
 
 import json
@@ -79,7 +79,7 @@ def resize(options: ResizeOptions) -> None:
     if any(adapter.dora_scale is not None for adapter in network.adapters):
         print("errors of DoRA layers are of the direction; their magnitudes are kept")
     if any(adapter.title == "LoHa" and errors[adapter.name] for adapter in network.adapters):
-        print("LoHa was fitted anew: if the errors are too large, make it a LoRA (tools.convert_adapter) and resize that")
+        print("LoHa has no best fit of a rank; where the errors are too large, a LoRA made of it (tools.convert_adapter) may lose less")
     print(f"wrote {options.out}: {options.out.stat().st_size:,} bytes")
 
 

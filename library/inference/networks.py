@@ -20,6 +20,7 @@ class NetworkFileOptions:
     network_weights: tuple[str, ...] = option((), help="adapter file of each network")
     network_mul: tuple[float, ...] = option((), help="strength of each network, 1.0 where absent")
     network_args: tuple[str, ...] = option((), help="arguments of each network module as key=value, separated by ;")
+    allow_partial: bool = option(False, help="use what fits of an adapter file and say what does not, instead of refusing the file")
     network_merge: bool = option(False, help="merge the networks into the model once instead of applying them in every step")
 
     def check(self) -> Iterable[str]:
@@ -60,7 +61,7 @@ def attach_networks(models: Models, options: NetworkFileOptions) -> AttachedNetw
     networks: list[TrainableNetwork] = []
     for module, file, strength, texts in zip(modules, files, strengths, arguments, strict=True):
         given = {pair.name: pair.value for pair in pairs((text for text in texts.split(";") if text), "--network_args")}
-        request = NetworkRequest(models=models, arguments=given, multiplier=strength, weights=file)
+        request = NetworkRequest(models=models, arguments=given, multiplier=strength, weights=file, allow_partial=options.allow_partial)
         network = build_network(load_network_module(module), request)
         network.eval().to(next(models.denoiser.parameters()).device)
         if options.network_merge:

@@ -32,6 +32,9 @@ class NetworkOptions:
     network_args: tuple[str, ...] = option((), help="arguments of the network module as key=value, for example conv_dim=8")
     network_weights: str | None = option(None, help="adapter file to start from; every key must fit")
     dim_from_weights: bool = option(False, help="take ranks and layers from --network_weights instead of --network_dim")
+    allow_partial: bool = option(
+        False, help="use what fits of --base_weights and of --dim_from_weights' file and say what does not, instead of refusing the file"
+    )
     base_weights: tuple[str, ...] = option((), help="adapter files merged into the base before training")
     base_weights_multiplier: tuple[float, ...] = option((), help="strengths of --base_weights, 1.0 where absent")
     network_train_unet_only: bool = option(False, help="adapt the denoiser only")
@@ -51,6 +54,8 @@ class NetworkOptions:
             yield "--network_train_unet_only and --network_train_text_encoder_only exclude each other"
         if self.dim_from_weights and self.network_weights is None:
             yield "--dim_from_weights needs --network_weights"
+        if self.allow_partial and not (self.dim_from_weights or self.base_weights):
+            yield "--allow_partial has no effect without --dim_from_weights or --base_weights"
         if len(self.base_weights_multiplier) > len(self.base_weights):
             yield f"--base_weights_multiplier has {len(self.base_weights_multiplier)} values for {len(self.base_weights)} --base_weights"
 
@@ -83,6 +88,7 @@ def build_trained_network(models: Models, options: NetworkOptions, optimizer: Op
         dropout=options.network_dropout,
         arguments=arguments,
         weights=options.network_weights if options.dim_from_weights else None,
+        allow_partial=options.allow_partial,
     )
     network = build_network(module, request)
     if options.scale_weight_norms is not None and not network.bounds_norms:
@@ -101,7 +107,7 @@ def merge_base_weights(models: Models, options: NetworkOptions) -> None:
     """Merge `--base_weights` into the models, whatever algorithm each file holds."""
     missing = len(options.base_weights) - len(options.base_weights_multiplier)
     for file, strength in zip(options.base_weights, options.base_weights_multiplier + (1.0,) * missing, strict=True):
-        network = Network.from_file(file, models.denoiser, models.text_encoders, strength)
+        network = Network.from_file(file, models.denoiser, models.text_encoders, strength, allow_partial=options.allow_partial)
         network.merge(keep=False)
         logger.info("merged %s at %g: %s", file, strength, network.summary())
 

@@ -9,6 +9,7 @@ from typing import Any
 
 KINDS = ("LORA", "LOHA", "LOKR")
 CHANGES = ("layer_replication", "alora_invocation_tokens", "use_qalora", "use_bdlora", "arrow_config", "trainable_token_indices")
+REBASED = ("pissa", "olora", "corda", "loftq", "lora_ga")  # beginnings of initialisations that change the base's weights
 METADATA = "lora_adapter_metadata"  # where diffusers writes it: JSON, keys with the component before them
 MAX_CHARACTERS = 4_000_000
 MAX_PATTERN, MAX_REPEATS = 400, 6
@@ -31,6 +32,10 @@ class PeftConfig:
         kind = str(config.get("peft_type") or "LORA").rpartition(".")[2]
         problems = [] if kind in KINDS else [f"peft_type {kind}: only {', '.join(KINDS)} are read"]
         problems += [f"{name}: this variant is not read" for name in CHANGES if config.get(name)]
+        start = str(config.get("init_lora_weights")).lower()
+        problems += (
+            [f"init_lora_weights {start}: the adapter is of changed base weights, not of the model's"] if start.startswith(REBASED) else []
+        )
         ranks, alphas = _patterns(config, "rank_pattern", problems), _patterns(config, "alpha_pattern", problems)
         rank = _number(config.get("r"), "r", problems)
         word = "lora_alpha" if kind == "LORA" else "alpha"

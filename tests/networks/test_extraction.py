@@ -76,6 +76,13 @@ def test_a_search_with_a_rank_stays_within_the_size_of_that_lora(shape: tuple[in
         assert found.error <= extract_lora(delta, rank=rank).error + 1e-6, "a LoRA is one of its choices"
 
 
+def test_a_search_with_both_stays_within_the_size_where_the_error_cannot_be_had():
+    delta = change(64, 48)
+    found = extract_lokr(delta, rank=3, max_error=0.1, factor=None)
+    assert found.parameters <= 3 * (64 + 48) + 1
+    assert found.error > 0.1
+
+
 def test_sizes_must_be_given():
     for extract in (extract_lora, extract_loha, lambda delta: extract_lokr(delta, factor=None)):
         with pytest.raises(ValueError, match="neither rank nor max_error"):

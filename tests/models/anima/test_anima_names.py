@@ -109,7 +109,7 @@ def test_the_class_trees_are_recognised_and_others_are_not(small_anima_modules: 
 def test_the_first_cosmos_with_learned_positions_is_not_taken_for_anima(small_anima_modules: SimpleNamespace):
     from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
 
-    sizes = dict(num_attention_heads=2, attention_head_dim=16, num_layers=1, adaln_lora_dim=8, max_size=(8, 8, 8))
+    sizes = {"num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 1, "adaln_lora_dim": 8, "max_size": (8, 8, 8)}
     assert not NAMING.recognises(CosmosTransformer3DModel(**sizes, extra_pos_embed_type="learnable"))
     assert NAMING.recognises(CosmosTransformer3DModel(**sizes, extra_pos_embed_type=None))
 
