@@ -23,6 +23,7 @@ from networks.members import Member
 logger = get_logger(__name__)
 
 BODY_HASH = "modelspec.hash_sha256"  # of the bytes after the header: a merged file needs its own
+BLOCK = 1 << 18  # numbers summed at once: a MiB of float32
 NOT_COPIED = ("*.safetensors", "*.bin", "*.ckpt", "*.pt", ".*")  # of a folder, whose weights are written anew
 
 
@@ -45,14 +46,11 @@ class Change:
 
     def delta(self, base: Tensor) -> Tensor:
         """The delta of the tensor whose value is `base`, in float32 or better."""
-        if self.leaf == "bias":
-            bias = self.adapter.delta_bias()
-            assert bias is not None
-            return bias
-        delta = self.adapter.delta_weight(base)
-        size = torch.linalg.vector_norm(base)
-        self.merge.relative_changes.append(float(abs(self.merge.strength) * torch.linalg.vector_norm(delta) / size))
-        return delta
+        if self.leaf == "weight":
+            return self.adapter.delta_weight(base)
+        bias = self.adapter.delta_bias()
+        assert bias is not None
+        return bias
 
 
 Changes = dict[str, dict[Place, list[Change]]]
@@ -103,16 +101,49 @@ def merge_into(
 
 @torch.no_grad()
 def merged_tensor(stored: Tensor, changes: Mapping[Place, Sequence[Change]], dtype: torch.dtype) -> Tensor:
-    """`stored`, which may be overwritten, with all changes, in `dtype`. Raises `ValueError` for values that are not finite there."""
-    total = stored.to(torch.float32 if stored.itemsize < 4 else stored.dtype)
+    """`stored`, which is overwritten, with all changes, in `dtype`. Raises `ValueError` for values that are not finite there."""
+    result = stored
+    if stored.dtype != dtype:
+        result = torch.empty_like(stored, dtype=dtype)
+        _add((), stored, result)
     for place, own in changes.items():
-        _add(place.view(total), own)
-    low, high = (float(bound) for bound in total.aminmax()) if total.numel() else (0.0, 0.0)
-    limit = torch.finfo(dtype).max
-    if not (-limit <= low and high <= limit):
+        _add(own, place.view(stored), place.view(result))
+    return result
+
+
+def _add(changes: Sequence[Change], base: Tensor, result: Tensor) -> None:
+    """Write base + all deltas to `result`, which may be `base`; each is a change of the base alone, as where several are attached.
+
+    In blocks that stay in the cache: the sum is bound by memory, and would else run over the weight ten times.
+    """
+    if base.numel() == 0:
+        return
+    deltas = [change.delta(base) for change in changes]
+    squares = torch.zeros(1 + len(deltas), dtype=torch.float64)
+    largest = torch.zeros(())
+    rows = max(1, BLOCK * base.shape[0] // base.numel()) if base.dim() else 1
+    blocks = [torch.atleast_1d(tensor).split(rows) for tensor in (result, base, *deltas)]
+    for goal, block, *parts in zip(*blocks, strict=True):
+        total = block.to(torch.float32 if block.itemsize < 4 else block.dtype, copy=True)
+        squares += torch.stack([torch.linalg.vector_norm(part).double().square() for part in (total, *parts)])
+        for part, change in zip(parts, changes, strict=True):
+            total.add_(part.to(total), alpha=change.merge.strength)
+        low, high = total.aminmax()
+        largest = torch.maximum(largest, torch.maximum(-low, high))  # nan stays nan
+        goal.copy_(total)
+    _check_range(float(largest), result.dtype)
+    for change, square in zip(changes, squares[1:], strict=True):
+        if change.leaf == "weight":
+            change.merge.relative_changes.append(abs(change.merge.strength) * float((square / squares[0]).sqrt()))
+
+
+def _check_range(largest: float, dtype: torch.dtype) -> None:
+    if not largest <= torch.finfo(dtype).max:
         name = str(dtype).removeprefix("torch.")
-        raise ValueError(f"would hold {low:g} to {high:g}, which {name} cannot; lower the strengths, or choose --precision bf16 or float")
-    return total.to(dtype)
+        raise ValueError(f"would hold {largest:g}, which {name} cannot; lower the strengths, or choose --precision bf16 or float")
+
+
+# Planning
 
 
 def _changes(tensors: CheckpointTensors, merges: Sequence[Merge], allow_partial: bool) -> Changes:
@@ -173,10 +204,3 @@ def _merged(plan: Plan, prefix: str, reader: TensorReader, entry: Entry) -> Tens
         return merged_tensor(stored, changes, entry.dtype)
     except ValueError as error:
         raise ValueError(f"{plan.tensors.path}: '{entry.name}' {error}") from None
-
-
-def _add(window: Tensor, changes: Sequence[Change]) -> None:
-    """Add all deltas to `window`; each is a change of the base alone, as where several adapters are attached."""
-    base = window.clone() if len(changes) > 1 else window
-    for change in changes:
-        window.add_(change.delta(base).to(window), alpha=change.merge.strength)

@@ -31,7 +31,7 @@ from networks.formats.export.kohya import Kohya
 from networks.formats.export.lycoris import LyCORIS
 from networks.formats.export.peft import PEFT
 from networks.formats.export.steps import converted
-from networks.formats.export.writer import Parts, Writer, Written
+from networks.formats.export.writer import Writer, Written
 from networks.formats.peft_config import METADATA
 from networks.members import Member
 from networks.network import Network
@@ -41,6 +41,7 @@ logger = get_logger(__name__)
 WRITERS: dict[str, Writer] = {writer.name: writer for writer in (Kohya(), ComfyUI(), LyCORIS(), PEFT(), Diffusers())}
 WIDE = (".alpha", ".dora_scale", ".lora_magnitude_vector")  # float32 always: few numbers that scale all others
 STALE = ("sshs_model_hash", "sshs_legacy_hash", "format", METADATA)  # of the file that was read
+DORA_NORM = "dora_norm"  # metadata of files whose magnitudes are over the norm of the base weight, as ComfyUI has it
 STRUCTURE = ("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")
 
 
@@ -88,6 +89,8 @@ def export(
     what was written does not mean what was given.
     """
     writer, wishes, bases = writer_named(target), wishes or Wishes(), Bases(base)
+    if (metadata or {}).get(DORA_NORM) and any(adapter.dora_scale is not None for adapter in network.adapters):
+        raise ValueError("the file's DoRA magnitudes were rescaled for ComfyUI; export the file that it was made from")
     plan = Plan([Entry(member=member, adapter=member.adapter) for member in network.members])
     if wishes.as_lora:
         plan.each(lambda entry: converted(entry, wishes, bases))
@@ -152,23 +155,41 @@ def ignored_keys(target: str, keys: Iterable[str], network: Network) -> list[str
     return writer_named(target).ignored_keys(keys, network.naming, network.parts)
 
 
+def narrowed(exported: Export, dtype: torch.dtype) -> Export:
+    """The export in a shorter dtype where every number stays what it is; else the export itself."""
+    files = {place: _cast(file, dtype) for place, file in exported.files.items()}
+    pairs = [(file.tensors[key], tensor) for place, file in files.items() for key, tensor in exported.files[place].tensors.items()]
+    return replace(exported, files=files) if all(torch.equal(short.to(tensor), tensor) for short, tensor in pairs) else exported
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """Whether a tool reads a file as it is."""
+
+    target: str
+    reader: str
+    objections: list[str]  # why not; nothing where it does
+    hints: list[str]  # what the user has to do for it
+
+
 @torch.no_grad()
-def objections(target: str, keys: Sequence[str], network: Network) -> list[str]:
-    """Why the target's reader does not mean what a file says, of which `keys` are the keys and `network` the content; nothing if it does.
+def judged(target: str, keys: Sequence[str], network: Network) -> Verdict:
+    """Whether the target's reader means what a file says, of which `keys` are the keys and `network` the content.
 
     Layers of the same structure are judged by one of them.
     """
     writer = writer_named(target)
     ignored = writer.ignored_keys(keys, network.naming, network.parts)
     if len(ignored) == len(keys):
-        return ["it knows none of these names"]
+        return Verdict(target=target, reader=writer.reader, objections=["it knows none of these names"], hints=[])
     reasons = [f"it ignores {len(ignored)} of {len(keys)} keys ({listing(ignored, 2)})"] if ignored else []
     lacking = writer.lacking_keys(keys)
-    reasons += [f"it needs {listing(lacking, 2)}"] if lacking else []
+    reasons += [f"it fails without {listing(lacking, 2)}"] if lacking else []
     plan = Plan([Entry(member=member, adapter=member.adapter) for member in _representatives(network.members)])
     writer.rewrite(plan, network.naming, Wishes(), Bases())
     reasons += list(plan.refused)
-    return reasons + list(dict.fromkeys(note for entry in plan.entries for note in entry.notes))
+    reasons += [f"rewriting is needed: {note}" for note in dict.fromkeys(note for entry in plan.entries for note in entry.notes)]
+    return Verdict(target=target, reader=writer.reader, objections=reasons, hints=[] if reasons else writer.hints(plan.entries))
 
 
 # Steps
@@ -204,7 +225,7 @@ def _metadata(network: Network, entries: Sequence[Entry], writer: Writer, given:
     members = [Member(adapter=entry.adapter, part=entry.member.part, target=entry.member.target) for entry in entries]
     described = kept | structure(Network(members, network.naming, network.parts)) | writer.metadata(entries)
     if any(entry.magnitudes_moved for entry in entries):
-        described["dora_norm"] = "base weight"  # for whoever reads this file with another formula
+        described[DORA_NORM] = "base weight"
     return described
 
 
@@ -232,6 +253,3 @@ def _replace_folder(beside: Path, path: Path) -> None:
             os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
-
-
-__all__ = ["WRITERS", "Export", "Parts", "Wishes", "check_place", "export", "ignored_keys", "objections", "write_export", "writer_named"]

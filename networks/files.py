@@ -3,7 +3,7 @@
 import hashlib
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,22 +28,13 @@ NESTED = ("state_dict", "model")  # under which some pickles hold the tensors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class AdapterFile(Mapping[str, Tensor]):
+class AdapterFile:
     """What a file or folder holds: tensors by key, string metadata, and PEFT's configurations by the component they are of."""
 
     tensors: Mapping[str, Tensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    config: Mapping[str, PeftConfig] = field(default_factory=dict)
+    config: Mapping[str, PeftConfig] = field(default_factory=dict)  # of the whole file under ""
     path: Path | None = None
-
-    def __getitem__(self, key: str) -> Tensor:
-        return self.tensors[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
 
 
 def read_adapter_file(path: Path | str) -> AdapterFile:
@@ -114,7 +105,7 @@ def _read_folder(folder: Path) -> AdapterFile:
     found = {name: _read_peft(folder / name) for name in COMPONENTS if (folder / name / CONFIG).is_file()}
     if not found:
         raise ValueError(f"{folder}: a folder without {CONFIG} (PEFT) and without {SINGLE[0]} (diffusers)")
-    tensors = {f"{name}.{key.removeprefix(WRAPPER)}": tensor for name, file in found.items() for key, tensor in file.items()}
+    tensors = {f"{name}.{key.removeprefix(WRAPPER)}": tensor for name, file in found.items() for key, tensor in file.tensors.items()}
     return AdapterFile(tensors=tensors, config={name: file.config[""] for name, file in found.items()}, path=folder)
 
 
@@ -136,7 +127,7 @@ def _read_peft(folder: Path) -> AdapterFile:
 
 def _is_pickle(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(2).startswith(PICKLE_STARTS)
+        return file.read(2) in PICKLE_STARTS
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

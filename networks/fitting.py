@@ -70,7 +70,8 @@ def nearest_kron(
 ) -> KronFit:
     """The Kronecker product nearest to a weight, with a w1 of (a, b) and a w2 that is whole, or of a rank where one is wished.
 
-    Whole: the first singular pair of the rearranged weight; its error is sqrt(1 - s1^2 / sum s^2), and no other is nearer.
+    Whole: the first singular pair of the rearranged weight; its error is sqrt(1 - s1^2 / sum s^2), and no other is nearer (for a w1 of more
+    than 256 numbers as near as `dense_spectrum` promises).
     Of a rank: w2 (given w1, the truncated decomposition of the weight's mean over w1) and w1 (given w2, a mean over w2) in turn, each
     time optimal. `max_error` chooses that rank by the spectrum of the whole w2. It stays whole where it has no more parameters than one of
     the rank, and where even the whole w2 is further away than `max_error` or `limit`: then no rank is worth fitting.

@@ -2,19 +2,16 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
-
-from torch import Tensor
 
 import networks
+from library.core.tensor_file import listing
 from library.models.naming import Part, Target
 from networks.base import Adapter
 
-if TYPE_CHECKING:
-    from networks.formats.names import NameTable
+COMMON = ("alpha", "dora_scale", "scalar")  # parameters of every algorithm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +33,25 @@ def algorithms() -> tuple[type[Adapter], ...]:
     return tuple(found)
 
 
-def algorithm_of(name: str, tensors: Mapping[str, Tensor]) -> type[Adapter]:
-    """The algorithm that wrote the tensors of one layer. Raises `ValueError` naming what none of them knows."""
-    from networks.formats import reader
+@cache
+def readable() -> tuple[type[Adapter], ...]:
+    """Every kind of adapter that a file may hold: the algorithms, and differences."""
+    from networks.difference import Difference
 
-    return reader.algorithm_of(name, tensors)
+    return (*algorithms(), Difference)
 
 
-def read_members(tensors: Mapping[str, Tensor], table: "NameTable") -> list[Member]:
-    """The adapters that a file's tensors mean. Raises `ValueError`, not naming the file."""
-    from networks.files import AdapterFile
-    from networks.formats.reader import members_of
-
-    return members_of(tensors if isinstance(tensors, AdapterFile) else AdapterFile(tensors=tensors), table)
+def algorithm_of(name: str, parameters: Iterable[str]) -> type[Adapter]:
+    """The kind of adapter that has these parameters. Raises `ValueError` naming what none of them knows."""
+    parameters = list(parameters)
+    fits = [kind for kind in readable() if not set(kind.signature).isdisjoint(parameters)]
+    foreign = [key for key in parameters if key not in COMMON and not any(key in kind.signature for kind in fits)]
+    if len(fits) > 1 and not foreign:
+        raise ValueError(f"{name} holds tensors of {' and '.join(kind.title for kind in fits)} at once")
+    if foreign or not fits:
+        kinds = " or ".join(f"{algorithm.title} ({', '.join(algorithm.signature[:2])}, ...)" for algorithm in algorithms())
+        raise ValueError(f"{name} holds {listing(foreign or parameters)}, which is not {kinds}; other algorithms are not read")
+    return fits[0]
 
 
 def _is_algorithm(value: object) -> bool:

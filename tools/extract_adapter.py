@@ -139,7 +139,7 @@ def family_of(checkpoint: Path, family: str | None) -> tuple[Naming, Parts]:
         if any(tensors.has(part, target) for part, module in parts if part.is_denoiser for target in naming.targets(part, module)):
             return naming, parts
         problems.append(f"{checkpoint}: holds no layer of {naming.title}")
-    raise ValueError("\n".join(problems))
+    raise ValueError("\n".join(dict.fromkeys(problems)))
 
 
 def planned(options: ExtractOptions, naming: Naming, parts: Parts) -> list[LayerPlan]:
@@ -270,7 +270,7 @@ def also_changed(result: Result) -> str:
     """What differs and is in no adapter, as the end of a sentence."""
     if not result.left_out:
         return ""
-    return f"; {len(result.left_out)} other tensors differ and are not in the adapter: {listing(result.left_out, 3)}"
+    return f"; tensors that differ and are not in the adapter: {len(result.left_out)} ({listing(result.left_out, 3)})"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -115,9 +116,7 @@ def write_stream(
         with staged(path) as beside:
             with beside.open("xb", buffering=0) as file:
                 _write(file, header)
-                for content in _contents(entries, tensors):
-                    _write(file, content)
-                    (body if body_hash else whole).update(content)
+                _write_all(file, body if body_hash else whole, _contents(entries, tensors))
                 if body_hash:
                     file.seek(0)
                     _write(file, _header(entries, described | {body_hash: _hash_text(body)}))
@@ -157,6 +156,23 @@ def _contents(entries: list[Entry], tensors: Iterable[Tensor]) -> Iterator[memor
             found = f"{tensor.dtype} {list(tensor.shape)}"
             raise ValueError(f"tensor '{entry.name}' is {found}; its entry says {entry.dtype} {list(entry.shape)}")
         yield tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _write_all(file: FileIO, digest: "hashlib._Hash", contents: Iterator[memoryview]) -> None:
+    """Write and hash each content while the next is made: at most two are in memory."""
+
+    def put(content: memoryview) -> None:
+        _write(file, content)
+        digest.update(content)
+
+    with ThreadPoolExecutor(1) as writer:
+        pending = None
+        for content in contents:
+            if pending is not None:
+                pending.result()
+            pending = writer.submit(put, content)
+        if pending is not None:
+            pending.result()
 
 
 def _write(file: FileIO, content: bytes | memoryview) -> None:

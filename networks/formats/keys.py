@@ -51,13 +51,11 @@ def by_name(keys: Iterable[str]) -> Layers:
 def split_key(key: str) -> tuple[str, str]:
     """The layer's name and our name of the parameter; what is no known parameter keeps its own. The name is empty for a lone word."""
     words = key.split(".")
-    for count in (3, 2, 1):
+    for count in range(min(3, len(words) - 1), 0, -1):
         end = tuple(words[-count:])
-        if len(words) > count:
-            masked = [end, *((*end[:place], ANY, *end[place + 1 :]) for place in (1,) if count > 1)]
-            found = next((ENDS[form] for form in masked if form in ENDS), None)
-            if found is not None:
-                return _layer(words[:-count]), found
+        masked = (end[0], ANY, *end[2:]) if count > 1 else end
+        if end in ENDS or masked in ENDS:
+            return _layer(words[:-count]), ENDS.get(end) or ENDS[masked]
     if len(words) > 3 and words[-3].endswith("_lora") and words[-1] == "weight" and words[-2] in SIDES:
         return _layer(words[:-2]), SIDES[words[-2]]
     cut = 1 if words[0].startswith(FLAT) else -1

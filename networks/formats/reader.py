@@ -1,6 +1,6 @@
 """From a file to adapters: every key is used, or named in an error; each layer is read by the algorithm that wrote it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,17 +9,14 @@ from library.core.log import get_logger
 from library.core.tensor_file import listing
 from library.models.naming import Naming
 from networks.base import Adapter
-from networks.difference import Difference
 from networks.files import WRAPPER, AdapterFile
-from networks.formats.keys import Layers, by_name
+from networks.formats.keys import MAGNITUDE, Layers, by_name
 from networks.formats.names import LIMIT, NameTable, Parts
 from networks.formats.peft_config import PeftConfig
 from networks.formats.values import LayerTensors
-from networks.members import Member, algorithms
+from networks.members import Member, algorithm_of, readable
 
 logger = get_logger(__name__)
-
-COMMON = ("alpha", "dora_scale", "scalar")  # parameters of every algorithm
 
 
 def read_members(file: AdapterFile, naming: Naming, parts: Parts, *, allow_partial: bool = False) -> list[Member]:
@@ -38,7 +35,10 @@ def members_of(file: AdapterFile, table: NameTable, *, allow_partial: bool = Fal
     """`read_members` for a table of names in hand; errors do not name the file."""
     problems: list[str] = []
     members: list[Member] = []
-    for name, values in _sorted(file, table, problems).items():
+    found, left_out = _sorted(file, table, problems)
+    if left_out:
+        logger.warning("%d adapters are left out: no text encoder was given for %s", len(left_out), listing(left_out, 2))
+    for name, values in found.items():
         part, target, layer = table.order[name]
         try:
             members.append(Member(adapter=_adapter(name, layer, values), part=part, target=target))
@@ -50,39 +50,30 @@ def members_of(file: AdapterFile, table: NameTable, *, allow_partial: bool = Fal
     return members
 
 
-def read_layers(file: AdapterFile, table: NameTable) -> dict[str, dict[str, Tensor]]:
-    """The tensors of each adapter by canonical name, ready for `Adapter.load`. Raises one `ValueError` with all that is wrong."""
+def read_layers(file: AdapterFile, table: NameTable) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors of each adapter by canonical name, ready for `Adapter.load`. Raises one `ValueError` with all that is wrong.
+
+    Those of text encoders that are not at hand come last, under their names in the file.
+    """
     problems: list[str] = []
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, values in _sorted(file, table, problems).items():
+    layers: dict[str, Mapping[str, Tensor]] = {}
+    found, left_out = _sorted(file, table, problems)
+    for name, values in found.items():
         try:
-            found[name] = values.canonical(table.order[name][2])
+            layers[name] = values.canonical(table.order[name][2])
         except ValueError as error:
             problems.append(str(error))
     _settle(problems, False, file)
-    return found
-
-
-def algorithm_of(name: str, parameters: Iterable[str]) -> type[Adapter]:
-    """The algorithm that has these parameters. Raises `ValueError` naming what none of them knows."""
-    parameters = list(parameters)
-    fits = [algorithm for algorithm in (*algorithms(), Difference) if not set(algorithm.signature).isdisjoint(parameters)]
-    foreign = [key for key in parameters if key not in COMMON and not any(key in algorithm.signature for algorithm in fits)]
-    if len(fits) > 1 and not foreign:
-        raise ValueError(f"{name} holds tensors of {' and '.join(algorithm.title for algorithm in fits)} at once")
-    if foreign or not fits:
-        kinds = " or ".join(f"{algorithm.title} ({', '.join(algorithm.signature[:2])}, ...)" for algorithm in algorithms())
-        raise ValueError(f"{name} holds {listing(foreign or parameters)}, which is not {kinds}; other algorithms are not read")
-    return fits[0]
+    return layers | {name: values.tensors for name, values in left_out.items()}
 
 
 # Steps
 
 
-def _sorted(file: AdapterFile, table: NameTable, problems: list[str]) -> dict[str, LayerTensors]:
-    """The layers of a file by canonical name in table order; what has no place is added to the problems."""
+def _sorted(file: AdapterFile, table: NameTable, problems: list[str]) -> tuple[dict[str, LayerTensors], dict[str, LayerTensors]]:
+    """The layers of a file by canonical name in table order, and those of text encoders not at hand; the rest is added to the problems."""
     layers = by_name(file.tensors)
-    known = {key for algorithm in (*algorithms(), Difference) for key in algorithm.signature}
+    known = {key for kind in readable() for key in kind.signature}
     if not any(name.startswith(("lora", "lycoris")) or not known.isdisjoint(keys) for name, keys in layers.keys.items()) and layers.keys:
         raise ValueError(
             f"not an adapter that can be read: it holds tensors such as {listing(file.tensors, 2)}, and none like lora_down.weight"
@@ -94,9 +85,7 @@ def _sorted(file: AdapterFile, table: NameTable, problems: list[str]) -> dict[st
         problems.append(f"a second tensor for the same parameter: {listing(layers.twice, LIMIT)}")
     found, left_out, wrong = table.sort({name: name for name in layers.keys})
     problems += wrong
-    if left_out:
-        logger.warning("%d adapters are left out: no text encoder was given for %s", len(left_out), listing(left_out, 2))
-    return {name: _values(file, layers, given) for name, given in found.items()}
+    return {name: _values(file, layers, given) for name, given in found.items()}, {name: _values(file, layers, name) for name in left_out}
 
 
 def _values(file: AdapterFile, layers: Layers, name: str) -> LayerTensors:
@@ -120,7 +109,7 @@ def _config_of(configs: Mapping[str, PeftConfig], name: str) -> tuple[PeftConfig
 
 
 def _adapter(name: str, layer: nn.Module, values: LayerTensors) -> Adapter:
-    algorithm = algorithm_of(name, [key if key != "magnitude" else "dora_scale" for key in values.tensors])
+    algorithm = algorithm_of(name, ["dora_scale" if key == MAGNITUDE else key for key in values.tensors])
     tensors = values.canonical(layer)
     alpha = {"alpha": tensors["alpha"]} if "alpha" in tensors else {}
     shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()} | alpha

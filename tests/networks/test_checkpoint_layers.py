@@ -57,11 +57,13 @@ def test_members_alone_are_filled_by_the_outline_that_the_checkpoint_describes(n
     assert all(torch.equal(tensor, old.double()) for tensor, old in zip(weights(network), before, strict=True))
 
 
-def test_a_diffusers_folder_fills_them_too(network: Network, sdxl: Models, tmp_path: Path):
+@pytest.mark.parametrize("shard_size", ["10GB", "1MB"])
+def test_a_diffusers_folder_fills_them_too(network: Network, sdxl: Models, tmp_path: Path, shard_size: str):
     before = [tensor.clone() for tensor in weights(network)]
     names = ("unet", "text_encoder", "text_encoder_2")
     for name, module in zip(names, (sdxl.denoiser, *sdxl.text_encoders), strict=True):
-        module.save_pretrained(tmp_path / name)  # pyright: ignore[reportCallIssue]
+        module.save_pretrained(tmp_path / name, max_shard_size=shard_size)  # pyright: ignore[reportCallIssue]
+    assert (len(list(tmp_path.glob("unet/*.safetensors"))) > 1) == (shard_size == "1MB")
     emptied(network)
     fill_layers(network, tmp_path)
     assert all(torch.equal(tensor, old) for tensor, old in zip(weights(network), before, strict=True))

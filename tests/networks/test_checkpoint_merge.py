@@ -11,6 +11,7 @@ from adapter_cases import filled
 from torch import Tensor, nn
 
 from library.core.tensor_file import load_tensors, read_header, save_tensors
+from library.models.anima.outline import build_denoiser, build_encoder
 from library.models.architecture import Models
 from library.models.sdxl.checkpoint import load_checkpoint
 from networks import loha, lokr, lora
@@ -136,7 +137,7 @@ def test_an_fp8_checkpoint_is_merged_through_float32(sdxl: Models, small_sdxl_fi
 
 def test_values_that_the_dtype_cannot_hold_are_refused(sdxl: Models, small_sdxl_file: Path, tmp_path: Path):
     network = create(sdxl, size=50.0)
-    with pytest.raises(ValueError, match=r"small.safetensors: '.*' would hold .* to .*, which float16 cannot; lower the strengths, or"):
+    with pytest.raises(ValueError, match=r"small.safetensors: '.*' would hold .*, which float16 cannot; lower the strengths, or"):
         merge(small_sdxl_file, tmp_path / "merged.safetensors", (network, 100.0), precision=torch.float16)
     assert list(tmp_path.iterdir()) == []
 
@@ -186,7 +187,7 @@ def test_the_size_of_each_change_is_told(sdxl: Models, small_sdxl_file: Path, tm
     sizes = []
     for member in network.members:
         layer: Any = member.adapter.layer
-        sizes.append(float(0.5 * member.adapter.delta_weight().norm() / layer.weight.norm()))
+        sizes.append(float(0.5 * member.adapter.delta_weight().detach().norm() / layer.weight.norm()))
     assert sorted(made.relative_changes) == pytest.approx(sorted(sizes), rel=1e-5)
 
 
@@ -209,3 +210,39 @@ def test_a_diffusers_folder_becomes_a_folder(sdxl: Models, small_sdxl_file: Path
     assert (out / "model_index.json").is_file() and {path.name for path in tmp_path.iterdir()} == {"base", "merged"}
     with pytest.raises(ValueError, match="merged: exists already; a folder is not overwritten"):
         merge(folder, out, (network, 0.7))
+
+
+# Another family
+
+
+ANIMA = {
+    "in_channels": 17, "out_channels": 16, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "mlp_ratio": 2.0,
+    "text_embed_dim": 32, "adaln_lora_dim": 8,
+}  # fmt: skip
+CONDITIONER = {"source_dim": 32, "target_dim": 32, "model_dim": 32, "num_layers": 1, "num_attention_heads": 2, "target_vocab_size": 8}
+QWEN = {"vocab_size": 8, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16}  # fmt: skip
+
+
+@pytest.mark.parametrize("prefix", ["net.", "model.diffusion_model.", ""])
+def test_anima_is_merged_below_every_prefix_and_the_text_encoder_into_its_own_file(
+    tmp_path: Path, prefix: str, caplog: pytest.LogCaptureFixture
+):
+    torch.manual_seed(2)
+    denoiser, encoder = build_denoiser(ANIMA, CONDITIONER), build_encoder(QWEN)
+    network = lora.create_network(1.0, 2, 1.0, None, encoder, denoiser, train_llm_adapter=True)
+    for adapter in network.adapters:
+        filled(adapter)
+    for part, _ in network.parts:
+        path, level = (tmp_path / "dit.safetensors", prefix) if part.is_denoiser else (tmp_path / "qwen.safetensors", "model.")
+        own = [member for member in network.members if member.part is part]
+        before = {f"{level}{member.target.path}.weight": torch.randn(member.adapter.shape.weight) for member in own}
+        save_tensors(path, before | {"other": torch.ones(3)})
+        out = path.with_suffix(".merged.safetensors")
+        merge(path, out, (network, 0.5), allow_partial=True)
+        after = load_tensors(out)
+        for member in own:
+            key = f"{level}{member.target.path}.weight"
+            assert torch.equal(after[key], torch.add(before[key], member.adapter.delta_weight().detach(), alpha=0.5))
+        assert torch.equal(after["other"], torch.ones(3)) and len(own) > 6
+        assert f"{path} has no place for {len(network.members) - len(own)} adapters" in caplog.text

@@ -1,8 +1,12 @@
 """Adapters turned into other adapters change their layer as before, or are off by what is said."""
 
+from typing import Any
+
 import pytest
 import torch
 from adapter_cases import KINDS, Case, filled, relative_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from networks.base import Adapter
@@ -13,6 +17,8 @@ from networks.fitting import nearest_hadamard
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
+
+KERNELS = ((), (1, 1), (3, 3), (3,), (2, 1, 3))
 
 
 def best_error(delta: Tensor, rank: int) -> float:
@@ -61,11 +67,24 @@ def test_as_lora_with_an_error_it_has_the_lowest_rank_for_it(case: Case):
     assert lora.rank == 1 or best_error(adapter.delta_weight(), lora.rank - 1) > 0.3
 
 
-@pytest.mark.parametrize(("algorithm", "rank"), [(LoHa, 16), (LoKr, 4 * 3)])
-def test_exact_ranks_are_r_squared_and_the_smaller_side_times_r(algorithm: type[Adapter], rank: int):
-    adapter = made(algorithm, nn.Linear(30, 40), **({"factor": 3} if algorithm is LoKr else {}))  # w1 (2, 3) or (1, 3), see factorise
-    lora, _ = as_lora(adapter)
-    assert lora.rank == (rank if algorithm is LoHa else 2 * 4)
+def test_exact_ranks_are_r_squared_and_that_of_w1_times_r():
+    loha, lokr = made(LoHa, nn.Linear(30, 40)), made(LoKr, nn.Linear(30, 40), factor=3)
+    assert isinstance(lokr, LoKr) and (lokr.split.a, lokr.split.b) == (2, 3)
+    assert as_lora(loha)[0].rank == 4 * 4
+    assert as_lora(lokr)[0].rank == 2 * 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from((LoRA, LoHa, LoKr)), st.sampled_from((1, 2, 7, 12, 13)), st.sampled_from((1, 3, 7, 8)), st.sampled_from(KERNELS),
+    st.sampled_from((1, 3)),
+)  # fmt: skip
+def test_as_lora_of_any_shape_it_changes_the_layer_alike(algorithm: type[Adapter], out: int, inner: int, kernel: Any, rank: int):
+    convolutions = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    layer = convolutions[len(kernel)](inner, out, kernel) if kernel else nn.Linear(inner, out)
+    adapter = made(algorithm, layer, rank, use_tucker=len(kernel) == 2)
+    for other in (as_lora(adapter)[0], flat(adapter), as_lora(flat(adapter))[0]):
+        assert relative_error(other.delta_weight(), adapter.delta_weight()) < 1e-6
 
 
 def test_dora_needs_its_base_weight():
@@ -142,8 +161,9 @@ def test_a_resized_lokr_is_the_nearest_with_its_first_factor():
 def test_a_loha_is_resized_from_its_own_factors():
     adapter = made(LoHa, nn.Linear(60, 40), rank=8)
     _, error = resized(adapter, rank=6)
-    assert error < nearest_hadamard(adapter.direction(), 6).error
-    assert error < best_error(adapter.direction(), 12), "a LoRA of the same size is further off"
+    delta = adapter.direction().detach()
+    assert error < nearest_hadamard(delta, 6).error
+    assert error < best_error(delta, 12), "a LoRA of the same size is further off"
 
 
 def test_nothing_is_done_where_an_adapter_is_small_enough(case: Case):

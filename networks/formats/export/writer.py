@@ -1,5 +1,6 @@
 """The contract of a writer: what a tool's reader understands, and how layers are put so that it does."""
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -107,13 +108,16 @@ def most_common(values: Iterable[float]) -> float:
 
 
 def fold_scale(entry: Entry) -> dict[str, Tensor]:
-    """LoRA's tensors with the scale in its factors, half of it in each so that half precision keeps its digits, and without alpha."""
+    """LoRA's tensors with the scale in its factors, and without alpha.
+
+    Both take about its root, so that neither leaves the range of half precision; a power of two stays one, which is exact.
+    """
     tensors = entry.adapter.file_tensors()
     tensors.pop("alpha")
     scale = entry.adapter.scale
-    if scale != 1:
-        root = torch.tensor(abs(scale), dtype=torch.float64).sqrt()
-        up, down = tensors["lora_up.weight"], tensors["lora_down.weight"]
-        tensors["lora_up.weight"] = (up.double() * root * (1 if scale > 0 else -1)).to(torch.promote_types(up.dtype, torch.float32))
-        tensors["lora_down.weight"] = (down.double() * root).to(torch.promote_types(down.dtype, torch.float32))
+    mantissa, exponent = math.frexp(abs(scale))
+    first = 2.0 ** ((exponent - 1) // 2) if mantissa == 0.5 else math.sqrt(abs(scale))
+    for name, factor in (("lora_up.weight", first), ("lora_down.weight", scale / first)):
+        if factor != 1:
+            tensors[name] = (tensors[name].double() * factor).to(torch.promote_types(tensors[name].dtype, torch.float32))
     return tensors
