@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from library.core.tensor_file import listing
 from networks.base import Adapter
 from networks.checkpoint_layers import fill_layers
 from networks.conversion import as_lora, resized, summed
@@ -26,12 +27,19 @@ def combined(networks: Sequence[Network], strengths: Sequence[float], checkpoint
     for network, strength in zip(networks, strengths, strict=True):
         for member in network.members:
             found.setdefault(member.target.name, []).append((member, strength))
+    rescaled = [member for parts in found.values() if len(parts) > 1 or parts[0][1] != 1 for member, _ in parts if _is_dora(member)]
+    if rescaled and checkpoint is None:
+        raise ValueError(
+            f"{listing((member.target.name for member in rescaled), 2)}: DoRA rescales the whole weight, so it has no strength other than 1 "
+            "and no sum with others; give the base model, and it becomes a LoRA, or merge into the base model"
+        )
+    if rescaled and checkpoint is not None:
+        fill_layers(rescaled, checkpoint)
     first = networks[0]
-    order = {
-        target.name: n for n, target in enumerate(target for part, module in first.parts for target in first.naming.targets(part, module))
-    }
+    targets = (target for part, module in first.parts for target in first.naming.targets(part, module))
+    order = {target.name: n for n, target in enumerate(targets)}
     members = [
-        Member(adapter=_combined(found[name], checkpoint), part=found[name][0][0].part, target=found[name][0][0].target)
+        Member(adapter=_combined(found[name]), part=found[name][0][0].part, target=found[name][0][0].target)
         for name in sorted(found, key=lambda name: order.get(name, len(order)))
     ]
     return Network(members, first.naming, first.parts)
@@ -61,20 +69,18 @@ def structure(network: Network) -> dict[str, str]:
     return {"ss_network_module": module} | {key: value.pop() if len(value) == 1 else "Dynamic" for key, value in values.items()}
 
 
-def _combined(parts: Sequence[tuple[Member, float]], checkpoint: Path | None) -> Adapter:
+def _combined(parts: Sequence[tuple[Member, float]]) -> Adapter:
+    """One adapter for those of one layer; the base weight is in the layer where DoRA has to become a LoRA."""
     adapters, strengths = [member.adapter for member, _ in parts], [strength for _, strength in parts]
-    renormalised = [member for member, _ in parts if member.adapter.dora_scale is not None]
-    if renormalised and (len(parts) > 1 or strengths != [1.0]):
-        if checkpoint is None:
-            raise ValueError(
-                f"{adapters[0].name}: DoRA rescales the whole weight, so it has no strength other than 1 and no sum with others; "
-                "give the base model, and it becomes a LoRA, or merge into the base model"
-            )
-        fill_layers(renormalised, checkpoint)
+    if len(parts) > 1 or strengths != [1]:
         adapters = [as_lora(adapter)[0] if adapter.dora_scale is not None else adapter for adapter in adapters]
     if any(isinstance(adapter, Difference) for adapter in adapters):
         return _difference(adapters, strengths)
     return summed(adapters, strengths)
+
+
+def _is_dora(member: Member) -> bool:
+    return member.adapter.dora_scale is not None
 
 
 def _difference(adapters: Sequence[Adapter], strengths: Sequence[float]) -> Difference:

@@ -173,18 +173,21 @@ class Verdict:
 
 
 @torch.no_grad()
-def judged(target: str, keys: Sequence[str], network: Network) -> Verdict:
-    """Whether the target's reader means what a file says, of which `keys` are the keys and `network` the content.
+def judged(target: str, keys: Sequence[str], network: Network, is_folder: bool = False) -> Verdict:
+    """Whether the target's reader means what a file or PEFT folder says, of which `keys` are the keys and `network` the content.
 
     Layers of the same structure are judged by one of them.
     """
     writer = writer_named(target)
     ignored = writer.ignored_keys(keys, network.naming, network.parts)
+    if is_folder == bool(writer.suffix):
+        reasons = ["it reads a .safetensors file" if is_folder else "it reads a folder with adapter_config.json"]
+        return Verdict(target=target, reader=writer.reader, objections=reasons, hints=[])
     if len(ignored) == len(keys):
         return Verdict(target=target, reader=writer.reader, objections=["it knows none of these names"], hints=[])
-    reasons = [f"it ignores {len(ignored)} of {len(keys)} keys ({listing(ignored, 2)})"] if ignored else []
+    reasons = [f"it ignores {len(ignored)} of {len(keys)} keys, such as {ignored[0]}"] if ignored else []
     lacking = writer.lacking_keys(keys)
-    reasons += [f"it fails without {listing(lacking, 2)}"] if lacking else []
+    reasons += [f"it fails without {listing(lacking, 1)}"] if lacking else []
     plan = Plan([Entry(member=member, adapter=member.adapter) for member in _representatives(network.members)])
     writer.rewrite(plan, network.naming, Wishes(), Bases())
     reasons += list(plan.refused)

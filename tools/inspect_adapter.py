@@ -18,7 +18,7 @@ from library.core.options import option
 from library.core.tensor_file import listing
 from networks.base import Adapter
 from networks.export import WRITERS, Verdict, judged
-from networks.files import AdapterFile, read_adapter_file
+from networks.files import WRAPPER, AdapterFile, read_adapter_file
 from networks.formats.export.steps import has_core
 from networks.lokr import LoKr
 from networks.members import Member
@@ -131,8 +131,13 @@ def look_at(options: InspectOptions) -> Findings:
         network=network,
         layers=[Layer.of(member) for member in network.members],
         broken=[key for key, tensor in file.tensors.items() if not _is_finite(key, tensor)],
-        verdicts=[judged(target, keys, network) for target in WRITERS],
+        verdicts=[judged(target, keys, network, is_folder) for target in WRITERS],
     )
+
+
+def stored_key(key: str) -> str:
+    """The key in a PEFT folder, of which several are read with their component before the path."""
+    return key if key.startswith(WRAPPER) else f"{WRAPPER}{key.partition('.')[2]}"
 
 
 def details_of(adapter: Adapter) -> tuple[str, ...]:
@@ -140,9 +145,9 @@ def details_of(adapter: Adapter) -> tuple[str, ...]:
     found = []
     if isinstance(adapter, LoKr):
         split = adapter.split
-        parts = ["whole w2"] if split.rank2 is None else []
-        parts += ["w1 of a rank"] if split.rank1 is not None else []
-        found.append(" ".join([f"{split.a}x{split.b} by {split.c}x{split.d}", *parts]))
+        found.append(f"{split.a}x{split.b} by {split.c}x{split.d}")
+        found += ["w1 of a rank"] if split.rank1 is not None else []
+        found += ["whole w2"] if split.rank2 is None else []
     if has_core(adapter):
         found.append("Tucker")
     if adapter.dora_scale is not None:
@@ -226,8 +231,15 @@ def every_layer(layers: Sequence[Layer]) -> str:
     return table(
         ["layer", "algorithm", "weight", "rank", "alpha", "rms", "structure"],
         [
-            [layer.name, layer.algorithm, "x".join(map(str, layer.shape)), str(layer.rank), f"{layer.alpha:g}", f"{layer.rms:.2e}"]
-            + ["; ".join(layer.details)]
+            [
+                layer.name,
+                layer.algorithm,
+                _sides(layer.shape),
+                str(layer.rank),
+                f"{layer.alpha:g}",
+                f"{layer.rms:.2e}",
+                "; ".join(layer.details),
+            ]
             for layer in layers
         ],
     )
@@ -291,12 +303,17 @@ def _unpacked(value: str) -> Any:
 
 
 def _counted(structure: Mapping[str, int]) -> str:
-    return ", ".join(f"{kind} ({count})" for kind, count in structure.items())
+    kinds = [f"{kind} ({count})" for kind, count in Counter(structure).most_common()]
+    return listing(kinds, 5)
 
 
 def _kind(detail: str) -> str:
     """A detail without the sizes of one layer: of LoKr's split, those of the first factor stay."""
-    return re.sub(r" by \d+x\d+", "", detail)
+    return re.sub(r"^(\d+x\d+) by \d+x\d+$", r"w1 \1", detail)
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
 
 
 def _is_finite(key: str, tensor: Tensor) -> bool:

@@ -57,8 +57,7 @@ class PEFT(Writer):
         return f"{OUTER}.{place(entry)[1]}"
 
     def known_names(self, naming: Naming, part: Part, target: Target) -> Mapping[str, tuple[str, ...]]:
-        component, path = path_of(part, target)
-        return {f"{OUTER}.{path}": READ, f"{component}.{path}": READ}
+        return {f"{OUTER}.{path_of(part, target)[1]}": READ}
 
     def tensors(self, entry: Entry) -> dict[str, Tensor]:
         tensors = entry.adapter.file_tensors()
