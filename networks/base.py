@@ -203,8 +203,8 @@ class Adapter(nn.Module, ABC):
         return y
 
     def wide(self, parameter: Tensor) -> Tensor:
-        """A parameter in at least float32, for `formula`."""
-        return parameter.to(torch.promote_types(parameter.dtype, torch.float32))
+        """A parameter in at least float32, for `formula`; float8 too, which torch promotes with nothing."""
+        return parameter.float() if parameter.itemsize < 4 else parameter
 
     # Dropouts
 

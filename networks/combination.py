@@ -30,8 +30,8 @@ def combined(networks: Sequence[Network], strengths: Sequence[float], checkpoint
     rescaled = [member for parts in found.values() if len(parts) > 1 or parts[0][1] != 1 for member, _ in parts if _is_dora(member)]
     if rescaled and checkpoint is None:
         raise ValueError(
-            f"{listing((member.target.name for member in rescaled), 2)}: DoRA rescales the whole weight, so it has no strength other than 1 "
-            "and no sum with others; give the base model, and it becomes a LoRA, or merge into the base model"
+            f"{listing((member.target.name for member in rescaled), 2)}: DoRA rescales the whole weight, so it has no strength "
+            "other than 1 and no sum with others; give the base model, and it becomes a LoRA, or merge into the base model"
         )
     if rescaled and checkpoint is not None:
         fill_layers(rescaled, checkpoint)
@@ -90,7 +90,9 @@ def _difference(adapters: Sequence[Adapter], strengths: Sequence[float]) -> Diff
     changes = list(zip(adapters, strengths, strict=True))
     weight = sum((strength * adapter.delta_weight() for adapter, strength in changes), torch.zeros(first.shape.weight))
     biases = [strength * bias for adapter, strength in changes if (bias := adapter.delta_bias()) is not None]
-    tensors: dict[str, Tensor] = {"w_norm" if is_norm else "diff": weight}
+    tensors: dict[str, Tensor] = {}
+    if not biases or bool(weight.any()):
+        tensors["w_norm" if is_norm else "diff"] = weight
     if biases:
         tensors["b_norm" if is_norm else "diff_b"] = torch.stack(biases).sum(0)
     return Difference.from_tensors(first.name, first.layer, tensors)

@@ -185,13 +185,12 @@ def judged(target: str, keys: Sequence[str], network: Network, is_folder: bool =
         return Verdict(target=target, reader=writer.reader, objections=reasons, hints=[])
     if len(ignored) == len(keys):
         return Verdict(target=target, reader=writer.reader, objections=["it knows none of these names"], hints=[])
-    reasons = [f"it ignores {len(ignored)} of {len(keys)} keys, such as {ignored[0]}"] if ignored else []
-    lacking = writer.lacking_keys(keys)
-    reasons += [f"it fails without {listing(lacking, 1)}"] if lacking else []
     plan = Plan([Entry(member=member, adapter=member.adapter) for member in _representatives(network.members)])
     writer.rewrite(plan, network.naming, Wishes(), Bases())
-    reasons += list(plan.refused)
-    reasons += [f"rewriting is needed: {note}" for note in dict.fromkeys(note for entry in plan.entries for note in entry.notes)]
+    reasons = [*plan.refused, *dict.fromkeys(f"rewriting is needed: {note}" for entry in plan.entries for note in entry.notes)]
+    reasons += [f"it ignores {len(ignored)} of {len(keys)} keys, such as {ignored[0]}"] if ignored else []
+    lacking = writer.lacking_keys(keys)
+    reasons += [f"it fails without {listing(lacking, 1)}"] if lacking else []
     return Verdict(target=target, reader=writer.reader, objections=reasons, hints=[] if reasons else writer.hints(plan.entries))
 
 

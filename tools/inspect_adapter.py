@@ -122,9 +122,8 @@ def look_at(options: InspectOptions) -> Findings:
     """Read the file and count. Layers that are not understood are left out and named; the others are described."""
     file = read_adapter_file(options.adapter)
     network = open_adapter(options.adapter, family=options.family, base=options.base, allow_partial=True)
-    keys = [
-        key if key.startswith("base_model.") or not file.config else f"base_model.model.{key.partition('.')[2]}" for key in file.tensors
-    ]
+    is_folder = options.adapter.is_dir()
+    keys = [stored_key(key) if is_folder else key for key in file.tensors]
     return Findings(
         file=file,
         size=sum(path.stat().st_size for path in _stored(options.adapter)),

@@ -114,8 +114,7 @@ def into_checkpoint(options: MergeOptions, networks: Sequence[Network], out: Pat
         metadata=metadata,
         allow_partial=options.allow_partial,
     )
-    sizes = [(f"{median(merge.relative_changes):.2e}", f"{max(merge.relative_changes):.2e}") for merge in merges]
-    rows = [[*row, *size] for row, size in zip(inputs(options, networks), sizes, strict=True)]
+    rows = [[*row, *spread(merge.relative_changes)] for row, merge in zip(inputs(options, networks), merges, strict=True)]
     print(table(["adapter", "layers", "parameters", "strength", "change: median", "max"], rows))
     for file in written:
         print(f"wrote {file.path}: {file.size:,} bytes, SHA-256 {file.sha256}")
@@ -127,7 +126,7 @@ def into_adapter(options: MergeOptions, networks: Sequence[Network], out: Path) 
     errors: dict[str, float] = {}
     if options.rank is not None or options.max_error is not None:
         network, errors = truncated(network, options.rank, options.max_error)
-    headers = [read_header(file).metadata for file in options.adapters if Path(file).is_file()]
+    headers = [read_header(file).metadata for file in options.adapters if Path(file).suffix == ".safetensors"]
     shared = set.intersection(*(set(metadata.items()) for metadata in headers)) if headers else set()
     base = {key: value for key, value in shared if key.startswith(ABOUT_THE_BASE)}
     dtype = PRECISIONS[options.precision] or torch.float32
@@ -168,6 +167,11 @@ def results(network: Network) -> list[list[str]]:
         numbers = sum(parameter.numel() for adapter in own for parameter in adapter.parameters())
         rows.append([title, str(count), str(low) if low == high else f"{low} to {high}", f"{numbers:,}"])
     return rows
+
+
+def spread(values: Sequence[float]) -> list[str]:
+    """Median and maximum; an adapter that changes biases only has neither."""
+    return [f"{median(values):.2e}", f"{max(values):.2e}"] if values else ["-", "-"]
 
 
 def parameters(network: Network) -> int:

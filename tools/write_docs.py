@@ -11,8 +11,20 @@ from library.models.architecture import architecture_named
 from library.training.run import option_groups
 from networks.lokr import LoKrArguments
 from networks.selection import NetworkArguments
+from tools.convert_adapter import ConvertOptions
+from tools.extract_adapter import ExtractOptions
+from tools.inspect_adapter import InspectOptions
+from tools.merge_adapters import MergeOptions
+from tools.resize_adapter import ResizeOptions
 
 DOCS = Path(__file__).parent.parent / "docs"
+TOOLS = {
+    "inspect_adapter": InspectOptions,
+    "convert_adapter": ConvertOptions,
+    "merge_adapters": MergeOptions,
+    "resize_adapter": ResizeOptions,
+    "extract_adapter": ExtractOptions,
+}
 
 
 def options_page() -> str:
@@ -30,6 +42,7 @@ def options_page() -> str:
             "## gen_img.py",
             "",
             markdown_table(GENERATION_GROUPS),
+            *(f"## python -m tools.{name}\n\n{markdown_table([group])}" for name, group in TOOLS.items()),
         ]
     )
 

@@ -145,9 +145,9 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     models = arch.load(model_options, device=accelerator.device, dtype=precision.weight_dtype)
     merge_base_weights(models, options[NetworkOptions])
     fill_caches(arch, models, data, options, accelerator)
-    trained = build_trained_network(models, options[NetworkOptions], options[OptimizerOptions], text_is_cached=data.has_cached_text)
-    if precision.fp8_base:
+    if precision.fp8_base:  # before the network is made: DoRA measures the weights it will train on
         logger.info("fp8: the weights of %d layers of the denoiser are stored as float8_e4m3fn", store_as_fp8(models.denoiser))
+    trained = build_trained_network(models, options[NetworkOptions], options[OptimizerOptions], text_is_cached=data.has_cached_text)
     if precision.gradient_checkpointing:
         checkpoint_gradients(models.denoiser, models.text_encoders if trained.trains_text_encoders else [])
     encoders = [] if data.has_cached_text else models.text_encoders

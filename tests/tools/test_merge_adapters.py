@@ -12,6 +12,8 @@ from torch import nn
 from library.core.tensor_file import load_tensors, read_header, save_tensors
 from library.models.naming import naming_named
 from networks import loha, lokr, lora
+from networks.checkpoint_layers import fill_layers
+from networks.combination import combined
 from networks.network import Network
 from networks.open_file import open_adapter
 from tools.merge_adapters import main
@@ -108,19 +110,16 @@ def test_the_sum_can_be_reduced(files: list[Path], small_sdxl_file: Path, tmp_pa
 
 
 def test_dora_is_summed_by_way_of_the_base_model(parts: list[nn.Module], files: list[Path], small_sdxl_file: Path, tmp_path: Path):
-    from networks.checkpoint_layers import fill_layers
-
     dora = tmp_path / "dora.safetensors"
-    network = lora.create_network(1.0, 2, 1.0, None, None, parts[0], only_patterns="output_blocks.0.*")
-    fill_layers(network, small_sdxl_file)
+    fill_layers(lora.create_network(1.0, 2, 1.0, None, None, parts[0]), small_sdxl_file)  # where magnitudes start
     network = lora.create_network(1.0, 2, 1.0, None, None, parts[0], only_patterns="output_blocks.0.*", dora_wd=True)
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
     network.save_weights(dora, torch.float32)
     words: tuple[Any, ...] = ("--adapters", dora, files[0], "--strengths", 0.5, 1)
-    with pytest.raises(ValueError, match="DoRA rescales the whole weight"):
-        combined_without_base(dora, small_sdxl_file)
+    with pytest.raises(ValueError, match="lora_unet_output_blocks_0_1_.*: DoRA rescales the whole weight"):
+        combined([open_adapter(dora, base=small_sdxl_file)], [0.5])
     run("--checkpoint", small_sdxl_file, *words, "--out_adapter", tmp_path / "sum.safetensors")
     run("--checkpoint", small_sdxl_file, *words, "--out", tmp_path / "merged.safetensors")
     run("--checkpoint", small_sdxl_file, "--adapters", tmp_path / "sum.safetensors", "--out", tmp_path / "again.safetensors")
@@ -128,17 +127,11 @@ def test_dora_is_summed_by_way_of_the_base_model(parts: list[nn.Module], files: 
     assert all(torch.allclose(tensor, merged[key], rtol=1e-5, atol=1e-5) for key, tensor in again.items())
 
 
-def combined_without_base(dora: Path, base: Path) -> None:
-    from networks.combination import combined
-
-    combined([open_adapter(dora, base=base)], [0.5])
-
-
 def test_whole_differences_add_up_too(files: list[Path], small_sdxl_file: Path, tmp_path: Path):
     name, norm = "lora_unet_output_blocks_0_1_proj_in", "lora_unet_output_blocks_0_1_norm"
     torch.manual_seed(2)
     one = {f"{name}.diff": torch.randn(64, 64), f"{name}.diff_b": torch.randn(64), f"{norm}.w_norm": torch.randn(64)}
-    two = {f"{norm}.w_norm": torch.randn(64), f"{norm}.b_norm": torch.randn(64)}
+    two = {f"{norm}.w_norm": torch.randn(64), f"{norm}.b_norm": torch.randn(64), "lora_unet_out_2.diff_b": torch.randn(4)}
     paths = [tmp_path / "one.safetensors", tmp_path / "two.safetensors"]
     for path, tensors in zip(paths, (one, two), strict=True):
         save_tensors(path, tensors)
@@ -148,6 +141,8 @@ def test_whole_differences_add_up_too(files: list[Path], small_sdxl_file: Path, 
     torch.testing.assert_close(found[f"{norm}.w_norm"], 0.5 * one[f"{norm}.w_norm"] + 2 * two[f"{norm}.w_norm"])
     torch.testing.assert_close(found[f"{norm}.b_norm"], 2 * two[f"{norm}.b_norm"])
     torch.testing.assert_close(found[f"{name}.diff_b"], 0.5 * one[f"{name}.diff_b"])
+    torch.testing.assert_close(found["lora_unet_out_2.diff_b"], 2 * two["lora_unet_out_2.diff_b"])
+    assert "lora_unet_out_2.diff" not in found
     delta = deltas(files[0], small_sdxl_file)[name].float()
     torch.testing.assert_close(found[f"{name}.diff"], 0.5 * one[f"{name}.diff"] + delta, rtol=1e-5, atol=1e-6)
     run("--checkpoint", small_sdxl_file, "--adapters", out, "--out", tmp_path / "merged.safetensors")

@@ -70,6 +70,15 @@ def test_all_extras_train_together_and_files_hold_no_scalar(module: str, small_s
     assert read_header(again.file).tensors.keys() == tensors.keys()
 
 
+def test_dora_starts_from_the_weights_that_fp8_has_rounded(small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
+    extra = ["--fp8_base", "--mixed_precision", "bf16", "--network_train_unet_only", "--max_train_steps", "1", "--learning_rate", "1e-12"]
+    result = run(small_sdxl_file, images, tmp_path, *extra, "--network_args", "dora_wd=True", module="networks.lora")
+    path = "input_blocks.3.1.transformer_blocks.0.attn1.to_q"
+    weight = load_tensors(small_sdxl_file)[f"model.diffusion_model.{path}.weight"].to(torch.bfloat16).to(torch.float8_e4m3fn).float()
+    found = load_tensors(result.file)[f"lora_unet_{path.replace('.', '_')}.dora_scale"].float()
+    torch.testing.assert_close(found.flatten(), weight.norm(dim=1), rtol=1e-5, atol=1e-6)
+
+
 def test_norms_of_deltas_stay_within_scale_weight_norms(small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
     result = run(small_sdxl_file, images, tmp_path, "--max_train_steps", "4", "--scale_weight_norms", "0.01", module="networks.lora")
     tensors = load_tensors(result.file)

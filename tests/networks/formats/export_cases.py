@@ -1,9 +1,12 @@
-"""A model of one layer under the names of a U-Net, exported; and what a reader makes of its output."""
+"""A model of one layer under the names of a U-Net, with every algorithm and mode on every kind of layer, to be exported."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from adapter_cases import CASES as ADAPTER_CASES
+from adapter_cases import KINDS, filled
 from torch import Tensor, nn
 
 from library.models.naming import Naming, Part, Target
@@ -11,8 +14,10 @@ from networks.base import Adapter
 from networks.members import Member
 from networks.network import Network
 
+NAME = "lora_unet_m"
 PART = Part(name="unet", prefix="lora_unet", is_denoiser=True, default_groups=("Group",), comfyui_prefix="diffusion_model")
-TARGET = Target(name="lora_unet_m", path="m", module_path="m", group="Group", container="", diffusers_path="unet.m")
+TARGET = Target(name=NAME, path="m", module_path="m", group="Group", container="", diffusers_path="unet.m")
+CASES = {key: case for key, case in ADAPTER_CASES.items() if "reflect" not in key}  # readers ignore padding modes
 
 
 class OneLayer(Naming):
@@ -43,14 +48,28 @@ class Model(nn.Module):
         return self.m(x)
 
 
+def case_named(key: str) -> tuple[Adapter, Tensor]:
+    """The adapter of a case, as after training, and an input for its layer."""
+    algorithm, rank, kind, arguments = CASES[key]
+    torch.manual_seed(1)
+    layer = nn.Linear(18, 12, bias=False) if kind == "linear-5d" else KINDS[kind].make()  # LyCORIS knows subclasses only as quantised
+    adapter = filled(algorithm.fresh(NAME, layer.requires_grad_(False), rank, 1.5, algorithm.Arguments(**arguments)))
+    return adapter.eval(), torch.randn(KINDS[kind].input_shape)
+
+
 def network_of(adapter: Adapter) -> Network:
     """The network that has this adapter only."""
     return Network([Member(adapter=adapter, part=PART, target=TARGET)], OneLayer(), [(PART, Model(adapter.layer))])
 
 
-def output_error(reader: Callable[[Tensor], Tensor], adapter: Adapter, x: Tensor) -> float:
+def own_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the layer in a file with kohya's names, by parameter."""
+    return {key.removeprefix(f"{NAME}."): tensor for key, tensor in tensors.items()}
+
+
+def output_error(reader: Callable[[Tensor], Any], adapter: Adapter, x: Tensor) -> float:
     """The error of the change of the output that a reader computes in float64, relative to that of the adapter's formula."""
-    expected = adapter.shape.apply(x.double(), adapter.delta_weight().double())
     with torch.no_grad():
+        expected = adapter.shape.apply(x.double(), adapter.delta_weight().double())
         change = reader(x.double()) - adapter.layer.double()(x.double())
     return float((change - expected).norm() / expected.norm())
