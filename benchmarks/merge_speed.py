@@ -1,7 +1,8 @@
 """Merge a LoKr into a U-Net of SDXL's full size, against plain copies: `python -m benchmarks.merge_speed`.
 
 The weights are random fp16 numbers, 5 GB of them in the original's layout. On disk all are timed to the end of their fsync, in turn;
-in memory it is the arithmetic alone, layer by layer. Medians; GB count the weights once.
+in memory it is the arithmetic alone, layer by layer. GB count the weights once. Medians of all rounds; `undisturbed` is the fastest
+round, in memory the sum of every layer's fastest, for machines that do other work meanwhile.
 Writes `benchmarks/results/merge_speed.json` and a table to the screen.
 """
 
@@ -81,22 +82,23 @@ def on_disk(folder: Path, naming: Naming, tile: Tensor) -> tuple[dict[str, list[
     return seconds, size
 
 
-def in_memory(naming: Naming, tile: Tensor) -> tuple[dict[str, list[float]], int]:
-    """Seconds of copying the adapted weights and of merging into them, and their bytes."""
+def in_memory(naming: Naming, tile: Tensor) -> tuple[dict[str, list[float]], dict[str, float], int]:
+    """Seconds of copying the adapted weights and of merging into them by round, the sums of the layers' fastest, and the bytes."""
     network = make_network(naming)
     merge = Merge(members=network.members, strength=0.8)
-    seconds: dict[str, list[float]] = {"copy": [], "merge of LoKr": []}
-    size = sum(2 * torch.Size(member.adapter.shape.weight).numel() for member in network.members)
-    for _ in range(TIMES):
-        copied = merged = 0.0
-        for member in network.members:
+    layers: dict[str, list[list[float]]] = {"copy": [], "merge of LoKr": []}
+    for member in network.members:
+        change = {Place("weight"): [Change(member.adapter, merge, "weight")]}
+        copied, merged = [], []
+        for _ in range(TIMES):
             weight = random_tensor(member.adapter.shape.weight, tile)
-            change = {Place("weight"): [Change(member.adapter, merge, "weight")]}
-            copied += timed(weight.clone)
-            merged += timed(lambda weight=weight, change=change: merged_tensor(weight, change, torch.float16))
-        seconds["copy"].append(copied)
-        seconds["merge of LoKr"].append(merged)
-    return seconds, size
+            copied.append(timed(weight.clone))
+            merged.append(timed(lambda weight=weight, change=change: merged_tensor(weight, change, torch.float16)))
+        layers["copy"].append(copied)
+        layers["merge of LoKr"].append(merged)
+    rounds = {name: [sum(times, 0.0) for times in zip(*values, strict=True)] for name, values in layers.items()}
+    fastest = {name: sum((min(times) for times in values), 0.0) for name, values in layers.items()}
+    return rounds, fastest, sum(2 * torch.Size(member.adapter.shape.weight).numel() for member in network.members)
 
 
 def timed(run: Callable[[], object]) -> float:
@@ -106,30 +108,37 @@ def timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
+def rows_of(where: str, rounds: dict[str, list[float]], fastest: dict[str, float], size: int) -> list[dict[str, object]]:
+    """One row a way, each against the first, which is the copy."""
+    medians = {name: statistics.median(values) for name, values in rounds.items()}
+    copy = next(iter(rounds))
+    return [
+        {
+            "where": where,
+            "what": name,
+            "seconds": round(median, 2),
+            "GB/s": round(size / median / 1e9, 2),
+            "copies": round(median / medians[copy], 1),
+            "undisturbed": round(fastest[name], 2),
+            "GB/s ": round(size / fastest[name] / 1e9, 2),
+            "copies ": round(fastest[name] / fastest[copy], 1),
+        }
+        for name, median in medians.items()
+    ]
+
+
 def main() -> None:
     """Measure, write the results, print them."""
     naming = naming_named("sdxl")
     tile = torch.randn(TILE, generator=torch.Generator().manual_seed(0)).half() * 0.02
-    rows: list[dict[str, object]] = []
     with tempfile.TemporaryDirectory(dir=os.environ.get("MERGE_SPEED_DIR")) as scratch:
-        measured = (("disk", *on_disk(Path(scratch), naming, tile)), ("memory", *in_memory(naming, tile)))
-    for where, seconds, size in measured:
-        medians = {name: statistics.median(values) for name, values in seconds.items()}
-        copy = next(iter(medians.values()))
-        rows += [
-            {
-                "where": where,
-                "what": name,
-                "seconds": [round(value, 2) for value in seconds[name]],
-                "GB/s": round(size / median / 1e9, 3),
-                "times a copy": round(median / copy, 2),
-            }
-            for name, median in medians.items()
-        ]
+        seconds, size = on_disk(Path(scratch), naming, tile)
+    rows = rows_of("disk", seconds, {name: min(values) for name, values in seconds.items()}, size)
+    rows += rows_of("memory", *in_memory(naming, tile))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    facts = {"bytes": measured[0][2], "threads": torch.get_num_threads(), "torch": torch.__version__, "peak memory in bytes": peak}
+    facts = {"bytes": size, "rounds": TIMES, "threads": torch.get_num_threads(), "torch": torch.__version__, "peak memory in bytes": peak}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(facts | {"rows": rows}, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(json.dumps(facts | {"seconds on disk": seconds, "rows": rows}, indent=1) + "\n", encoding="utf-8")
     print(table(list(rows[0]), [[str(value) for value in row.values()] for row in rows]))
     print(facts)
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -22,7 +23,7 @@ from library.core.spelling import unknown
 from library.core.tensor_file import listing, save_tensors
 from networks.checkpoint_layers import CheckpointTensors
 from networks.combination import structure
-from networks.files import CONFIG, TENSORS, save_adapter_file
+from networks.files import COMPONENTS, CONFIG, TENSORS, save_adapter_file
 from networks.formats.export.check import errors_of
 from networks.formats.export.comfyui import ComfyUI
 from networks.formats.export.diffusers import Diffusers
@@ -139,8 +140,9 @@ def check_place(path: Path, target: str) -> None:
         raise ValueError(f"{path}: --to {target} writes a folder; give a name without .safetensors, of no file")
     if not is_folder and (path.suffix != ".safetensors" or path.is_dir()):
         raise ValueError(f"{path}: --to {target} writes a file; give a name that ends in .safetensors, of no folder")
-    if is_folder and path.is_dir() and any(path.iterdir()) and not any(path.glob(f"**/{CONFIG}")):
-        raise ValueError(f"{path}: a folder that holds something else than an adapter; give another name")
+    foreign = [str(file.relative_to(path)) for file in path.rglob("*") if not _is_ours(file.relative_to(path), file.is_dir())]
+    if foreign:
+        raise ValueError(f"{path}: a folder that holds more than one adapter's files ({listing(foreign, 2)}); give another name")
 
 
 def writer_named(target: str) -> Writer:
@@ -225,10 +227,20 @@ def _metadata(network: Network, entries: Sequence[Entry], writer: Writer, given:
     if any(entry.notes for entry in entries):
         kept.pop("ss_network_args", None)
     members = [Member(adapter=entry.adapter, part=entry.member.part, target=entry.member.target) for entry in entries]
-    described = kept | structure(Network(members, network.naming, network.parts)) | writer.metadata(entries)
+    described = kept | structure(Network(members, network.naming, network.parts))
+    if arguments := writer.network_arguments(entries):
+        described["ss_network_args"] = json.dumps(_object(kept.get("ss_network_args", "")) | arguments)
     if any(entry.magnitudes_moved for entry in entries):
         described[DORA_NORM] = "base weight"
     return described
+
+
+def _object(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:  # other tools write what they like
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _representatives(members: Sequence[Member]) -> list[Member]:
@@ -241,6 +253,12 @@ def _representatives(members: Sequence[Member]) -> list[Member]:
         key = (type(adapter), type(adapter.layer), adapter.shape.groups, shapes, member.part.prefix, component, bool(member.target.group))
         found.setdefault(key, member)
     return list(found.values())
+
+
+def _is_ours(path: Path, is_dir: bool) -> bool:
+    """Whether a path in a folder is one that an export of PEFT's writes: an adapter's files, or the folders of components with them."""
+    folders = path.parts if is_dir else path.parts[:-1]
+    return len(folders) <= 1 and set(folders) <= set(COMPONENTS) and (is_dir or path.name in (CONFIG, *TENSORS))
 
 
 def _replace_folder(beside: Path, path: Path) -> None:

@@ -4,7 +4,6 @@ A file has one algorithm, LoKr one factor for all layers; w1 is whole; Linear an
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from json import dumps
 
 from torch import Tensor
 
@@ -50,13 +49,9 @@ class Kohya(Writer):
             tensors["lokr_w2"] = w2.flatten(1) if entry.adapter.shape.is_pointwise else w2
         return tensors
 
-    def metadata(self, entries: Sequence[Entry]) -> dict[str, str]:
+    def network_arguments(self, entries: Sequence[Entry]) -> dict[str, str]:
         factor = factor_of(entries)
-        return {} if factor in (None, -1) else {"ss_network_args": dumps({"factor": str(factor)})}
-
-    def hints(self, entries: Sequence[Entry]) -> list[str]:
-        factor = factor_of(entries)
-        return [] if factor in (None, -1) else [f"sd-scripts reads this file with --network_args factor={factor}"]
+        return {} if factor in (None, -1) else {"factor": str(factor)}
 
     def lacking_keys(self, keys: Iterable[str]) -> list[str]:
         return without_alpha(keys, (*LOHA, *LOKR))

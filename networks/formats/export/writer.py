@@ -60,13 +60,14 @@ class Writer(ABC):
         }
         return {"": Written(tensors)}
 
-    def metadata(self, entries: Sequence[Entry]) -> dict[str, str]:
-        """What the tool wants to know besides."""
+    def network_arguments(self, entries: Sequence[Entry]) -> dict[str, str]:
+        """The network arguments without which the tool does not read the file."""
         return {}
 
     def hints(self, entries: Sequence[Entry]) -> list[str]:
         """What the user has to do for the tool to read it."""
-        return []
+        arguments = " ".join(f"{name}={value}" for name, value in self.network_arguments(entries).items())
+        return [f"{self.reader} reads this file with --network_args {arguments}"] if arguments else []
 
     def ignored_keys(self, keys: Iterable[str], naming: Naming, parts: Parts) -> list[str]:
         """The keys of a file that the reader would not use: of layers or parameters that it does not know."""

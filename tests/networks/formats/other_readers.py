@@ -1,9 +1,10 @@
 """What ComfyUI and sd-scripts make of a layer's tensors, restated from what they are documented to do, faults included."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from networks.lokr import factorise
 
@@ -47,7 +48,7 @@ def _comfyui_lokr(tensors: Mapping[str, Tensor]) -> tuple[Tensor, int | None]:
     return torch.kron(w1, w2), rank
 
 
-def sd_scripts(layer: nn.Module, tensors: Mapping[str, Tensor], factor: int = -1, use_tucker: bool = False) -> Tensor:
+def sd_scripts(layer: Any, tensors: Mapping[str, Tensor], factor: int = -1, use_tucker: bool = False) -> Tensor:
     """The change of the weight in sd-scripts. Raises `AssertionError` where shapes are not those of its modules."""
     out, inner, *kernel = layer.weight.shape
     is_flat = all(side == 1 for side in kernel)
