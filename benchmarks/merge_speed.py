@@ -1,7 +1,7 @@
 """Merge a LoKr into a U-Net of SDXL's full size, against plain copies: `python -m benchmarks.merge_speed`.
 
 The weights are random fp16 numbers, 5 GB of them in the original's layout. On disk all are timed to the end of their fsync, in turn;
-in memory it is the arithmetic alone, layer by layer. GB count the weights once. Medians of all rounds; `undisturbed` is the fastest
+in memory it is the arithmetic alone, layer by layer. GB count the weights once. Medians of all rounds; `best` is the fastest
 round, in memory the sum of every layer's fastest, for machines that do other work meanwhile.
 Writes `benchmarks/results/merge_speed.json` and a table to the screen.
 """
@@ -119,9 +119,9 @@ def rows_of(where: str, rounds: dict[str, list[float]], fastest: dict[str, float
             "seconds": round(median, 2),
             "GB/s": round(size / median / 1e9, 2),
             "copies": round(median / medians[copy], 1),
-            "undisturbed": round(fastest[name], 2),
-            "GB/s ": round(size / fastest[name] / 1e9, 2),
-            "copies ": round(fastest[name] / fastest[copy], 1),
+            "best seconds": round(fastest[name], 2),
+            "best GB/s": round(size / fastest[name] / 1e9, 2),
+            "best copies": round(fastest[name] / fastest[copy], 1),
         }
         for name, median in medians.items()
     ]

@@ -131,7 +131,7 @@ def test_diffusers_loads_both_models_of_anima(anima: Any, algorithm: str, tmp_pa
     loader.load_lora_into_transformer(state, denoiser.get_submodule("transformer"), adapter_name="ours")
     loader.load_lora_into_text_conditioner(state, denoiser.get_submodule("text_conditioner"), adapter_name="ours")
     for member in members:
-        layer = denoiser.get_submodule(member.target.module_path)
+        layer: Any = denoiser.get_submodule(member.target.module_path)
         assert isinstance(layer, lora.LoraLayer), member.target.name
         assert relative_error(layer.get_delta_weight("ours"), member.adapter.delta_weight()) < 1e-5
 
