@@ -232,6 +232,14 @@ class Adapter(nn.Module, ABC):
         assert self.extras.magnitude is not None
         return self._norms(dense_weight(self.layer), with_delta=False)
 
+    @torch.no_grad()
+    def measure_changed_weight(self) -> None:
+        """Turn magnitudes over |W|, as files for ComfyUI have them, into those over |W + D|. Needs the base's weights."""
+        assert self.dora_scale is not None
+        base = dense_weight(self.layer)
+        ratio = self._norms(base, with_delta=True) / self._norms(base, with_delta=False)
+        self.dora_scale.mul_(ratio.view_as(self.dora_scale))
+
     def gain(self, base: Tensor) -> Tensor:
         """m / |W + D| for each output or input channel, float32 or better; W is `base`, in the weight's shape."""
         assert self.dora_scale is not None

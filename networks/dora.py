@@ -16,6 +16,7 @@ from networks.layers import LayerShape
 
 Axis = Literal["out", "in"]
 SUMMED: dict[Axis, tuple[int, int]] = {"out": (1, 2), "in": (0, 2)}  # dimensions of (out, inner, kernel) that a norm runs over
+BASE_NORM_MARK = ("dora_norm", "base weight")  # metadata of files whose magnitudes are over |W| instead of |W + D|, as ComfyUI has it
 Overlap = tuple[Tensor, Tensor]
 """<W, D> and |D|^2 for each output or input channel: two vectors."""
 

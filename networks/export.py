@@ -23,6 +23,7 @@ from library.core.spelling import unknown
 from library.core.tensor_file import listing, save_tensors
 from networks.checkpoint_layers import CheckpointTensors
 from networks.combination import structure
+from networks.dora import BASE_NORM_MARK
 from networks.files import COMPONENTS, CONFIG, TENSORS, save_adapter_file
 from networks.formats.export.check import errors_of
 from networks.formats.export.comfyui import ComfyUI
@@ -42,7 +43,6 @@ logger = get_logger(__name__)
 WRITERS: dict[str, Writer] = {writer.name: writer for writer in (Kohya(), ComfyUI(), LyCORIS(), PEFT(), Diffusers())}
 WIDE = (".alpha", ".dora_scale", ".lora_magnitude_vector")  # float32 always: few numbers that scale all others
 STALE = ("sshs_model_hash", "sshs_legacy_hash", "format", METADATA)  # of the file that was read
-DORA_NORM = "dora_norm"  # metadata of files whose magnitudes are over the norm of the base weight, as ComfyUI has it
 STRUCTURE = ("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")
 
 
@@ -90,7 +90,8 @@ def export(
     what was written does not mean what was given.
     """
     writer, wishes, bases = writer_named(target), wishes or Wishes(), Bases(base)
-    if (metadata or {}).get(DORA_NORM) and any(adapter.dora_scale is not None for adapter in network.adapters):
+    mark, value = BASE_NORM_MARK
+    if (metadata or {}).get(mark) == value and any(adapter.dora_scale is not None for adapter in network.adapters):
         raise ValueError("the file's DoRA magnitudes were rescaled for ComfyUI; export the file that it was made from")
     plan = Plan([Entry(member=member, adapter=member.adapter) for member in network.members])
     if wishes.as_lora:
@@ -231,7 +232,7 @@ def _metadata(network: Network, entries: Sequence[Entry], writer: Writer, given:
     if arguments := writer.network_arguments(entries):
         described["ss_network_args"] = json.dumps(_object(kept.get("ss_network_args", "")) | arguments)
     if any(entry.magnitudes_moved for entry in entries):
-        described[DORA_NORM] = "base weight"
+        described |= dict([BASE_NORM_MARK])
     return described
 
 

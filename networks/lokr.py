@@ -140,8 +140,8 @@ class LoKr(Adapter):
         if not full:
             return []
         return [
-            f"LoKr: {len(full)} of {len(adapters)} layers store a whole second factor, because full_matrix is given or the rank is at least "
-            "half its larger side; their scale is 1 whatever network_alpha is. A smaller network_dim or factor gives them a rank"
+            f"LoKr: {len(full)} of {len(adapters)} layers store a whole second factor, because full_matrix is given or the rank is at "
+            "least half its larger side; their scale is 1 whatever network_alpha is. A smaller network_dim or factor gives them a rank"
         ]
 
     def initialise(self) -> None:

@@ -23,9 +23,10 @@ from networks.export import Export, check_place, export, narrowed, write_export,
 from networks.factors import parameters
 from networks.files import read_adapter_file
 from networks.formats.export.entry import Wishes
+from networks.lokr import LoKr
+from networks.network import Network
 from networks.open_file import open_adapter
-from tools.resize_adapter import spread, with_flags
-from tools.table import table
+from tools.screen import spread, table, with_flags
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32, "fp32": torch.float32}
 WORST = 10  # layers that are listed
@@ -43,6 +44,14 @@ class ConvertOptions:
     max_error: float | None = option(None, help="with --as_lora or --to diffusers: lowest rank with this error, relative to the change")
     dotted: bool = option(False, help="with --to comfyui: dotted names (diffusion_model.) instead of kohya's")
     standalone: bool = option(False, help="with --to lycoris: names of LyCORIS' own wrapper on diffusers' denoiser (lycoris_)")
+    keep_magnitudes: bool = option(
+        False, help="with --to comfyui: leave DoRA's magnitudes alone, for a ComfyUI that measures its norm on the changed weight"
+    )
+    scale_whole: float | None = option(
+        None,
+        help="multiply the LoKr layers whose factors are both whole by this: for a file whose writer meant alpha / dim there (alpha 1, dim "
+        "32: 0.03125), which readers ignore, or trained with LyCORIS' rs_lora and full_matrix (the square root of dim)",
+    )
     base: Path | None = option(None, help="the base model: DoRA needs its weights; also tells the layer sizes of small models")
     family: str | None = option(None, help="the model family, such as sdxl, where the adapter's names do not tell it")
     precision: Literal["keep", "fp16", "bf16", "float", "fp32"] = option(
@@ -52,7 +61,7 @@ class ConvertOptions:
 
     def check(self) -> Iterable[str]:
         """Problems of single options and between them."""
-        for flag, fits in (("dotted", "comfyui"), ("standalone", "lycoris")):
+        for flag, fits in (("dotted", "comfyui"), ("keep_magnitudes", "comfyui"), ("standalone", "lycoris")):
             if getattr(self, flag) and self.to != fits:
                 yield f"--{flag}: only with --to {fits}"
         if (self.rank is not None or self.max_error is not None) and not (self.as_lora or self.to == "diffusers"):
@@ -74,6 +83,7 @@ class ConvertOptions:
             max_error=self.max_error,
             dotted=self.dotted,
             standalone=self.standalone,
+            keep_magnitudes=self.keep_magnitudes,
             allow_partial=self.allow_partial,
         )
 
@@ -92,6 +102,8 @@ def convert(options: ConvertOptions) -> None:
     """Read, rewrite, check, write and report."""
     network = open_adapter(options.adapter, family=options.family, base=options.base, allow_partial=options.allow_partial)
     file = read_adapter_file(options.adapter)
+    if options.scale_whole is not None:
+        scale_whole_factors(network, options.scale_whole)
     checkpoint = None if options.base is None else CheckpointTensors(options.base, network.naming, network.parts)
     exported = export(
         network,
@@ -107,6 +119,17 @@ def convert(options: ConvertOptions) -> None:
     print(report(exported))
     size = sum(path.stat().st_size for path in ([options.out] if options.out.is_file() else options.out.rglob("*.safetensors")))
     print(f"wrote {options.out}: {size:,} bytes")
+
+
+@torch.no_grad()
+def scale_whole_factors(network: Network, scale: float) -> None:
+    """Multiply the deltas of LoKr layers whose factors are both whole. Raises `ValueError` where there are none."""
+    whole = [adapter.lokr_w1 for adapter in network.adapters if isinstance(adapter, LoKr) and not adapter.has_rank]
+    if not whole:
+        raise ValueError(f"--scale_whole {scale:g}: the adapter has no LoKr layer whose factors are both whole")
+    for w1 in whole:
+        assert w1 is not None
+        w1.mul_(scale)
 
 
 def stored_dtype(tensors: Mapping[str, Tensor]) -> torch.dtype:

@@ -31,8 +31,8 @@ from networks.lora import LoRA
 from networks.members import Member
 from networks.network import Network
 from networks.selection import LayerPlan, plan_layers, read_arguments
-from tools.resize_adapter import PRECISIONS, WORST, spread
-from tools.table import table
+from tools.resize_adapter import PRECISIONS, WORST
+from tools.screen import spread, table
 
 logger = get_logger(__name__)
 

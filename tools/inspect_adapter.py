@@ -24,8 +24,7 @@ from networks.lokr import LoKr
 from networks.members import Member
 from networks.network import Network
 from networks.open_file import open_adapter
-from tools.resize_adapter import spread, with_flags
-from tools.table import table
+from tools.screen import spread, table, with_flags
 
 FORMATS = (  # how a name begins -> the layout
     ("base_model.model.", "PEFT"),

@@ -23,7 +23,7 @@ from networks.checkpoint_merge import Merge, merge_into
 from networks.combination import combined, structure, truncated
 from networks.network import Network
 from networks.open_file import open_adapter
-from tools.table import table
+from tools.screen import table
 
 PRECISIONS = {"keep": None, "fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 ABOUT_THE_BASE = (

@@ -6,7 +6,7 @@ anew from its truncated factors, which is slow and ends in a local optimum. Writ
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -24,7 +24,7 @@ from networks.combination import structure, truncated
 from networks.factors import parameters
 from networks.network import Network
 from networks.open_file import open_adapter
-from tools.table import table
+from tools.screen import spread, table, with_flags
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 STALE_ARGUMENTS = ("conv_dim", "conv_alpha")  # ranks differ from these afterwards; shapes tell
@@ -83,13 +83,6 @@ def resize(options: ResizeOptions) -> None:
     print(f"wrote {options.out}: {options.out.stat().st_size:,} bytes")
 
 
-def with_flags(argv: Sequence[str], flags: Sequence[str]) -> list[str]:
-    """The command line with the words before its first option put behind the options that they stand for."""
-    words = next((n for n, word in enumerate(argv) if word.startswith("-")), len(argv))
-    named = [part for flag, word in zip(flags, argv[:words], strict=False) for part in (flag, word)]
-    return [*named, *argv[min(words, len(flags)) :]]
-
-
 def stored_dtype(header: Header) -> torch.dtype:
     """The floating dtype that most tensors of a file have, alphas aside; float32 where there is none."""
     dtypes = Counter(DTYPES[info.dtype] for name, info in header.tensors.items() if not name.endswith("alpha"))
@@ -130,12 +123,6 @@ def worst(before: Network, after: Network, errors: Mapping[str, float]) -> str:
     rows = [[name, str(by_name[name][0].rank), str(by_name[name][1].rank), f"{errors[name]:.4f}"] for name in names]
     total = f"relative error: {median(errors.values()):.4f} (median of {len(errors)} layers), {max(errors.values()):.4f} (largest)"
     return f"{total}\n\n{table(['worst layers', 'rank', 'now', 'error'], rows)}"
-
-
-def spread(numbers: Sequence[int]) -> str:
-    """One number, or the smallest and the largest."""
-    low, high = min(numbers), max(numbers)
-    return str(low) if low == high else f"{low} to {high}"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """From a file to adapters: every key is used, or named in an error; each layer is read by the algorithm that wrote it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from library.core.log import get_logger
 from library.core.tensor_file import listing
 from library.models.naming import Naming
 from networks.base import Adapter
+from networks.dora import BASE_NORM_MARK
 from networks.files import WRAPPER, AdapterFile
 from networks.formats.keys import MAGNITUDE, Layers, by_name
 from networks.formats.names import LIMIT, NameTable, Parts
@@ -47,6 +48,9 @@ def members_of(file: AdapterFile, table: NameTable, *, allow_partial: bool = Fal
     _settle(problems, allow_partial, file)
     if not members:
         raise ValueError("it holds no adapter for the models at hand")
+    mark, value = BASE_NORM_MARK
+    if file.metadata.get(mark) == value:
+        _undo_base_norms([member.adapter for member in members])
     return members
 
 
@@ -120,6 +124,16 @@ def _adapter(name: str, layer: nn.Module, values: LayerTensors) -> Adapter:
     except (RuntimeError, TypeError, IndexError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name}: its tensors do not fit together ({reason:.200})") from error
+
+
+def _undo_base_norms(adapters: Iterable[Adapter]) -> None:
+    """DoRA's magnitudes of a file that was written for ComfyUI, over the changed weight again; said where there are no weights for it."""
+    moved = [adapter for adapter in adapters if adapter.extras.magnitude == "out"]
+    if any(adapter.layer.weight.is_meta for adapter in moved):
+        logger.warning("its DoRA magnitudes were rescaled for ComfyUI; without the model's weights they are left so")
+        return
+    for adapter in moved:
+        adapter.measure_changed_weight()
 
 
 def _settle(problems: list[str], allow_partial: bool, file: AdapterFile) -> None:

@@ -25,7 +25,9 @@ class ComfyUI(Writer):
     reader = "ComfyUI"
 
     def rewrite(self, plan: Plan, naming: Naming, wishes: Wishes, bases: Bases) -> None:
-        plan.each(without_core, without_volume, lambda entry: with_base_norms(entry, bases))
+        plan.each(without_core, without_volume)
+        if not wishes.keep_magnitudes:
+            plan.each(lambda entry: with_base_norms(entry, bases))
 
     def layer_name(self, entry: Entry, naming: Naming, wishes: Wishes) -> str:
         part, target = entry.member.part, entry.member.target

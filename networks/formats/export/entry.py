@@ -22,7 +22,8 @@ class Wishes:
     """What the user chooses about an export.
 
     `as_lora`: make every layer a LoRA, exactly, or of `rank` at most, or of the lowest rank with the relative error `max_error`.
-    `dotted`: ComfyUI's dotted names. `standalone`: names of LyCORIS' own wrapper, for one model outside of sd-scripts.
+    `dotted`: ComfyUI's dotted names. `keep_magnitudes`: for a ComfyUI that measures DoRA's norm on the changed weight.
+    `standalone`: names of LyCORIS' own wrapper, for one model outside of sd-scripts.
     `allow_partial`: leave out layers that the tool cannot be told, and say which.
     """
 
@@ -31,6 +32,7 @@ class Wishes:
     max_error: float | None = None
     dotted: bool = False
     standalone: bool = False
+    keep_magnitudes: bool = False
     allow_partial: bool = False
 
     @property

@@ -1,6 +1,6 @@
 """A table has columns as wide as their entries, numbers to the right."""
 
-from tools.table import table
+from tools.screen import table
 
 
 def test_columns_are_aligned_and_numbers_stand_to_the_right():
