@@ -122,7 +122,7 @@ class Adapter(nn.Module, ABC):
     def initialise(self) -> None:
         """Fill the factors for a delta of zero that every parameter can leave."""
 
-    def begin(self, parameter: nn.Parameter, fill: Callable[[Tensor], Any]) -> None:
+    def begin(self, parameter: Tensor, fill: Callable[[Tensor], Any]) -> None:
         """Let this factor start at zero; with a scalar, which then is the zero, `fill` it instead."""
         if self.scalar is None:
             nn.init.zeros_(parameter)
@@ -168,7 +168,9 @@ class Adapter(nn.Module, ABC):
     def direction(self) -> Tensor:
         """The scaled delta at multiplier 1 in the weight's shape, before DoRA, computed in float32 or better."""
         with torch.autocast(self.alpha.device.type, enabled=False):
-            return (self.formula() * self.coefficient).reshape(self.shape.weight)
+            formula, coefficient = self.formula(), self.coefficient
+            is_scaled = isinstance(coefficient, Tensor) or coefficient != 1
+            return (formula * coefficient if is_scaled else formula).reshape(self.shape.weight)
 
     def delta_weight(self, base: Tensor | None = None) -> Tensor:
         """The change of the weight at multiplier 1, in its shape; DoRA's is of `base`, the layer's own weight if not given."""

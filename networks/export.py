@@ -22,7 +22,6 @@ from library.core.log import get_logger
 from library.core.spelling import unknown
 from library.core.tensor_file import listing, save_tensors
 from networks.checkpoint_layers import CheckpointTensors
-from networks.combination import structure
 from networks.dora import BASE_NORM_MARK
 from networks.files import COMPONENTS, CONFIG, TENSORS, save_adapter_file
 from networks.formats.export.check import errors_of
@@ -37,6 +36,7 @@ from networks.formats.export.writer import Writer, Written
 from networks.formats.peft_config import METADATA
 from networks.members import Member
 from networks.network import Network
+from networks.rewriting.combination import structure
 
 logger = get_logger(__name__)
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -104,7 +105,7 @@ def dense_weight(layer: nn.Module) -> Tensor:
 
     Raises `ValueError` where it cannot be unpacked or is not loaded (meta).
     """
-    weight = getattr(layer, "weight", None)
+    weight: Any = getattr(layer, "weight", None)  # packed ones have attributes of their library's
     if not isinstance(weight, Tensor) or weight.is_meta:
         raise ValueError(f"the weights of this {type(layer).__name__} are not loaded")
     if is_plain(weight):
@@ -113,7 +114,8 @@ def dense_weight(layer: nn.Module) -> Tensor:
         from bitsandbytes.functional import dequantize_4bit
 
         return dequantize_4bit(weight.data, weight.quant_state)
-    scales = next((place.SCB for place in (weight, getattr(layer, "state", None)) if getattr(place, "SCB", None) is not None), None)
+    states = (weight, getattr(layer, "state", None))
+    scales: Any = next((state.SCB for state in states if getattr(state, "SCB", None) is not None), None)  # pyright: ignore[reportOptionalMemberAccess]
     if weight.dtype == torch.int8 and scales is not None:
         return weight.data.float() * (scales.float().unsqueeze(1) / 127)  # bitsandbytes' LLM.int8(): every row scaled to +-127
     if type(weight.data) is not Tensor and hasattr(weight, "dequantize"):

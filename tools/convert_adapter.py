@@ -17,15 +17,15 @@ from torch import Tensor
 from library.core.command_line import parse_command_line, run_script
 from library.core.log import set_up_logging
 from library.core.options import option
-from networks.algebra import check_wish
 from networks.checkpoint_layers import CheckpointTensors
 from networks.export import Export, check_place, export, narrowed, write_export, writer_named
-from networks.factors import parameters
 from networks.files import read_adapter_file
 from networks.formats.export.entry import Wishes
 from networks.lokr import LoKr
 from networks.network import Network
 from networks.open_file import open_adapter
+from networks.rewriting.algebra import check_wish
+from networks.rewriting.factors import parameters
 from tools.screen import spread, table, with_flags
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32, "fp32": torch.float32}

@@ -19,17 +19,17 @@ from library.core.options import OptionError, option, pairs
 from library.core.tensor_file import listing
 from library.models.architecture import architecture_named, architecture_names
 from library.models.naming import Naming, Part, Target, naming_named, naming_names
-from networks.algebra import check_wish, relative_error
 from networks.arguments import WHERE, NetworkArguments
 from networks.base import Adapter
 from networks.checkpoint_layers import CheckpointTensors, Parts
-from networks.combination import structure
-from networks.extraction import EXTRACTORS, Extracted
 from networks.loha import LoHa
 from networks.lokr import LoKr, is_factor
 from networks.lora import LoRA
 from networks.members import Member
 from networks.network import Network
+from networks.rewriting.algebra import check_wish, relative_error
+from networks.rewriting.combination import structure
+from networks.rewriting.extraction import EXTRACTORS, Extracted
 from networks.selection import LayerPlan, plan_layers, read_arguments
 from tools.resize_adapter import PRECISIONS, WORST
 from tools.screen import spread, table

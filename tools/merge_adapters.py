@@ -20,9 +20,9 @@ from library.core.log import set_up_logging
 from library.core.options import option
 from library.core.tensor_file import file_name, read_header
 from networks.checkpoint_merge import Merge, merge_into
-from networks.combination import combined, structure, truncated
 from networks.network import Network
 from networks.open_file import open_adapter
+from networks.rewriting.combination import combined, structure, truncated
 from tools.screen import table
 
 PRECISIONS = {"keep": None, "fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}

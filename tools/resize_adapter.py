@@ -19,11 +19,11 @@ from library.core.log import set_up_logging
 from library.core.options import option
 from library.core.tensor_file import Header, file_name, read_header
 from library.core.tensor_stream import DTYPES
-from networks.algebra import check_wish
-from networks.combination import structure, truncated
-from networks.factors import parameters
 from networks.network import Network
 from networks.open_file import open_adapter
+from networks.rewriting.algebra import check_wish
+from networks.rewriting.combination import structure, truncated
+from networks.rewriting.factors import parameters
 from tools.screen import spread, table, with_flags
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}

@@ -95,3 +95,40 @@ def test_wrong_options_are_named_at_once(tmp_path: Path):
 def test_an_unknown_tool_is_named(tmp_path: Path):
     with pytest.raises(OptionError, match="unknown choice 'comfy'; did you mean 'comfyui'"):
         main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--to", "comfy"])
+
+
+def test_magnitudes_rescaled_for_comfyui_are_read_back_on_a_model(
+    small_sdxl_modules: SimpleNamespace, small_sdxl_file: Path, tmp_path: Path
+):
+    network = write_adapter(tmp_path / "a.safetensors", small_sdxl_modules, "lora", dora_wd=True)
+    words = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--to", "comfyui", "--base", str(small_sdxl_file)]
+    main(words)
+    encoders = [small_sdxl_modules.text_encoder_1, small_sdxl_modules.text_encoder_2]
+    again = Network.from_file(tmp_path / "b.safetensors", small_sdxl_modules.unet, encoders)
+    for one, two in zip(again.adapters, network.adapters, strict=True):
+        torch.testing.assert_close(one.delta_weight(), two.delta_weight(), rtol=1e-4, atol=1e-6)
+    plain = load_tensors(tmp_path / "a.safetensors")
+    name = next(key for key in plain if key.endswith("dora_scale"))
+    assert not torch.allclose(load_tensors(tmp_path / "b.safetensors")[name], plain[name], rtol=1e-5)
+    main([*words, "--keep_magnitudes"])
+    assert torch.equal(load_tensors(tmp_path / "b.safetensors")[name], plain[name])
+
+
+def test_without_the_weights_rescaled_magnitudes_are_said(
+    small_sdxl_modules: SimpleNamespace, small_sdxl_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    write_adapter(tmp_path / "a.safetensors", small_sdxl_modules, "lora", dora_wd=True)
+    main([str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--to", "comfyui", "--base", str(small_sdxl_file)])
+    open_adapter(tmp_path / "b.safetensors", base=small_sdxl_file)
+    assert "its DoRA magnitudes were rescaled for ComfyUI" in capsys.readouterr().err
+
+
+def test_whole_factors_are_scaled_on_request(small_sdxl_modules: SimpleNamespace, small_sdxl_file: Path, tmp_path: Path):
+    network = write_adapter(tmp_path / "a.safetensors", small_sdxl_modules, "lokr", full_matrix=True)
+    words = [str(tmp_path / "a.safetensors"), str(tmp_path / "b.safetensors"), "--to", "kohya", "--base", str(small_sdxl_file)]
+    main([*words, "--scale_whole", "0.25"])
+    found = open_adapter(tmp_path / "b.safetensors", base=small_sdxl_file)
+    torch.testing.assert_close(found.adapters[0].delta_weight(), 0.25 * network.adapters[0].delta_weight())
+    write_adapter(tmp_path / "a.safetensors", small_sdxl_modules, "lora")
+    with pytest.raises(ValueError, match=r"--scale_whole 0.25: the adapter has no LoKr layer"):
+        main([*words, "--scale_whole", "0.25"])

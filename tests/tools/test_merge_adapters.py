@@ -13,9 +13,9 @@ from library.core.tensor_file import load_tensors, read_header, save_tensors
 from library.models.naming import naming_named
 from networks import loha, lokr, lora
 from networks.checkpoint_layers import fill_layers
-from networks.combination import combined
 from networks.network import Network
 from networks.open_file import open_adapter
+from networks.rewriting.combination import combined
 from tools.merge_adapters import main
 
 

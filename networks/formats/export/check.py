@@ -7,13 +7,13 @@ from torch import Tensor
 
 from library.core.tensor_file import listing
 from library.models.naming import Naming
-from networks.algebra import relative_error
 from networks.base import Adapter
 from networks.files import AdapterFile
 from networks.formats.export.entry import Bases, Entry
 from networks.formats.export.writer import Parts, Written
 from networks.formats.peft_config import PeftConfig
 from networks.formats.reader import read_members
+from networks.rewriting.algebra import relative_error
 
 EXACT, CONVERTED = 1e-6, 1e-5  # relative errors in float32: as it was given, and rewritten
 WRAPPER = "base_model.model."

@@ -5,14 +5,14 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from networks.algebra import LowRank
 from networks.base import Adapter
-from networks.conversion import CORES, as_lora, flat
 from networks.difference import Difference, NormShape
-from networks.factors import parameters, read_lokr, wide, write_lokr
 from networks.formats.export.entry import Bases, Entry, Refusal, Wishes
 from networks.lokr import LoKr
 from networks.lora import LoRA
+from networks.rewriting.algebra import LowRank
+from networks.rewriting.conversion import CORES, as_lora, flat
+from networks.rewriting.factors import parameters, read_lokr, wide, write_lokr
 
 AS_LORA = "add --as_lora"
 BAKE = "--as_lora with --base bakes it into a LoRA"

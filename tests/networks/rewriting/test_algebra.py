@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from networks.algebra import (
+from networks.rewriting.algebra import (
     LowRank,
     Spectrum,
     as_hadamard,

@@ -7,9 +7,9 @@ import torch
 from adapter_cases import relative_error
 from torch import Tensor, nn
 
-from networks.algebra import kron
-from networks.extraction import EXTRACTORS, FACTORS, Extracted, extract_loha, extract_lokr, extract_lora
 from networks.members import algorithm_of
+from networks.rewriting.algebra import kron
+from networks.rewriting.extraction import EXTRACTORS, FACTORS, Extracted, extract_loha, extract_lokr, extract_lora
 
 LAYERS = {
     (40, 30): lambda: nn.Linear(30, 40),

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from networks.algebra import LowRank, hadamard_product, kron, product_spectrum, relative_error
-from networks.fitting import nearest_hadamard, nearest_kron, rearranged
+from networks.rewriting.algebra import LowRank, hadamard_product, kron, product_spectrum, relative_error
+from networks.rewriting.fitting import nearest_hadamard, nearest_kron, rearranged
 
 SIDES = st.sampled_from((1, 2, 3, 4, 7))
 KERNELS = st.sampled_from(((), (1, 1), (3, 3), (3,), (2, 1, 3)))

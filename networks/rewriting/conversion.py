@@ -9,7 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from networks.algebra import (
+from networks.base import Adapter
+from networks.difference import Difference, NormShape
+from networks.loha import LoHa
+from networks.lokr import LoKr
+from networks.lora import LoRA
+from networks.rewriting.algebra import (
     LowRank,
     Spectrum,
     best_spectrum,
@@ -26,13 +31,8 @@ from networks.algebra import (
     relative_error,
     smaller_side,
 )
-from networks.base import Adapter
-from networks.difference import Difference, NormShape
-from networks.factors import parameters, read_loha, read_lokr, read_lora, write_loha, write_lokr, write_lora
-from networks.fitting import nearest_hadamard, powers_of_two
-from networks.loha import LoHa
-from networks.lokr import LoKr
-from networks.lora import LoRA
+from networks.rewriting.factors import parameters, read_loha, read_lokr, read_lora, write_loha, write_lokr, write_lora
+from networks.rewriting.fitting import nearest_hadamard, powers_of_two
 
 CORES = ("lora_mid.weight", "hada_t1", "lokr_t2")
 

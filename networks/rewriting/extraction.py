@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from networks.algebra import LowRank, best_spectrum, check_wish, relative_error
-from networks.factors import parameters, write_loha, write_lokr, write_lora
-from networks.fitting import KronFit, nearest_hadamard, nearest_kron, powers_of_two
 from networks.lokr import factorise
+from networks.rewriting.algebra import LowRank, best_spectrum, check_wish, relative_error
+from networks.rewriting.factors import parameters, write_loha, write_lokr, write_lora
+from networks.rewriting.fitting import KronFit, nearest_hadamard, nearest_kron, powers_of_two
 
 FACTORS = (1, 2, 4, 8, 16, 32, 64, -1)  # that a search tries, all of which trainers accept; 1 is a LoRA, written as LoKr
 

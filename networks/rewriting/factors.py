@@ -1,4 +1,4 @@
-"""The canonical tensors of a layer as the factors that `networks.algebra` works on, and factors as canonical tensors.
+"""The canonical tensors of a layer as the factors that `networks.rewriting.algebra` works on, and factors as canonical tensors.
 
 Canonical names and shapes: docs/adapters.md and the algorithms' own files. Read factors are float32 or better, without the scale; a
 learned scalar must have been folded in (`Adapter.file_tensors`). Tucker cores are multiplied into flat factors of the same rank.
@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from networks.algebra import LowRank, flat_tucker
 from networks.layers import LayerShape
+from networks.rewriting.algebra import LowRank, flat_tucker
 
 Tensors = Mapping[str, Tensor]
 

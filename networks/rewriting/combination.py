@@ -10,10 +10,10 @@ from torch import Tensor
 from library.core.tensor_file import listing
 from networks.base import Adapter
 from networks.checkpoint_layers import fill_layers
-from networks.conversion import as_lora, resized, summed
 from networks.difference import Difference, NormShape
 from networks.members import Member
 from networks.network import Network
+from networks.rewriting.conversion import as_lora, resized, summed
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
 """Fits of a dense change of weight by products that have no closed form: the nearest Kronecker and Hadamard products.
 
-Pure functions of float32 or float64 tensors; weights are (o, i, *k) as in `networks.algebra`.
+Pure functions of float32 or float64 tensors; weights are (o, i, *k) as in `networks.rewriting.algebra`.
 """
 
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from networks.algebra import SEED, LowRank, check_wish, dense_spectrum, kron, rank_for, relative_error
+from networks.rewriting.algebra import SEED, LowRank, check_wish, dense_spectrum, kron, rank_for, relative_error
 
 SWEEPS = 30  # of an alternation, at most
 SETTLED = 1e-4  # an alternation ends once a sweep lowers the error by less than this share of it

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from networks.base import Adapter
-from networks.conversion import as_lora, flat, resized, summed
 from networks.difference import Difference
-from networks.factors import parameters
-from networks.fitting import nearest_hadamard
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
+from networks.rewriting.conversion import as_lora, flat, resized, summed
+from networks.rewriting.factors import parameters
+from networks.rewriting.fitting import nearest_hadamard
 
 KERNELS = ((), (1, 1), (3, 3), (3,), (2, 1, 3))
 
