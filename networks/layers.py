@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -105,17 +104,18 @@ def dense_weight(layer: nn.Module) -> Tensor:
 
     Raises `ValueError` where it cannot be unpacked or is not loaded (meta).
     """
-    weight: Any = getattr(layer, "weight", None)  # packed ones have attributes of their library's
+    weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.is_meta:
         raise ValueError(f"the weights of this {type(layer).__name__} are not loaded")
     if is_plain(weight):
         return weight.detach()
-    if getattr(weight, "quant_state", None) is not None:
+    quant_state = getattr(weight, "quant_state", None)  # bitsandbytes' 4 bits
+    if quant_state is not None:
         from bitsandbytes.functional import dequantize_4bit
 
-        return dequantize_4bit(weight.data, weight.quant_state)
-    states = (weight, getattr(layer, "state", None))
-    scales: Any = next((state.SCB for state in states if getattr(state, "SCB", None) is not None), None)  # pyright: ignore[reportOptionalMemberAccess]
+        return dequantize_4bit(weight.data, quant_state)
+    scales = getattr(weight, "SCB", None)
+    scales = getattr(getattr(layer, "state", None), "SCB", None) if scales is None else scales
     if weight.dtype == torch.int8 and scales is not None:
         return weight.data.float() * (scales.float().unsqueeze(1) / 127)  # bitsandbytes' LLM.int8(): every row scaled to +-127
     if type(weight.data) is not Tensor and hasattr(weight, "dequantize"):

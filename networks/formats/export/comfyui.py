@@ -1,4 +1,4 @@
-"""Written for ComfyUI (behaviour: adapters.md 1.5): flat factors, and DoRA's magnitudes over the norms that it divides by."""
+"""Written for ComfyUI: flat factors, and DoRA's magnitudes over the norms that it divides by."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Written for diffusers 0.42.1, `pipeline.load_lora_weights` (behaviour: adapters.md 1.6, 3.2, 3.3): LoRA only, without alpha."""
+"""Written for diffusers 0.42.1, `pipeline.load_lora_weights`: LoRA only, without alpha."""
 
 from collections.abc import Mapping
 

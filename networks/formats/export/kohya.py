@@ -1,4 +1,4 @@
-"""Written for kohya-ss/sd-scripts: `networks.lora`, `networks.loha`, `networks.lokr` (behaviour: adapters.md 1.4).
+"""Written for kohya-ss/sd-scripts: `networks.lora`, `networks.loha`, `networks.lokr`.
 
 A file has one algorithm, LoKr one factor for all layers; w1 is whole; Linear and Conv2d only; no DoRA, no differences.
 """

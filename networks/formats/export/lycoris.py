@@ -1,4 +1,4 @@
-"""Written for lycoris-lora 4.1.3, whose `create_network_from_weights` derives a layer's structure anew (adapters.md 0.4, 1.2).
+"""Written for lycoris-lora 4.1.3, whose `create_network_from_weights` derives a layer's structure anew.
 
 A LoKr that it would not derive is put otherwise; DoRA over the inputs it takes for one over the outputs.
 """

@@ -1,4 +1,4 @@
-"""Written for PEFT 0.21.2, `PeftModel.from_pretrained` (behaviour: adapters.md 1.3): a folder a component, of one algorithm each.
+"""Written for PEFT 0.21.2, `PeftModel.from_pretrained`: a folder a component, of one algorithm each.
 
 PEFT derives the shapes of LoHa and LoKr from r, `decompose_factor` and `use_effective_conv2d` of the folder, and the scale from alpha / r.
 """
