@@ -86,17 +86,18 @@ class LayerShape:
             shape[0] = values.shape[0]
         return values.reshape(shape)
 
-    def fold_core(self, core: Tensor, inner: Tensor) -> Tensor:
-        """A Tucker core (r, r, *kernel) and its input factor (r, inner) as one flat factor (r, inner * kernel) of the same rank.
-
-        sum_n core[m, n, k] inner[n, i]: the second axis of the core belongs to the input side (LyCORIS, section "CP decomposition").
-        """
-        with torch.autocast(core.device.type, enabled=False):  # a product of parameters: small, and rounded once with the result
-            return torch.einsum("mnk,ni->mik", core.flatten(2), inner.flatten(1)).flatten(1)
-
     def batch_of(self, x: Tensor) -> tuple[int, ...]:
         """(batch,) of an input, or () where it has no batch dimension."""
         return (x.shape[0],) if x.dim() > -self.channel else ()
+
+
+def fold_core(core: Tensor, inner: Tensor) -> Tensor:
+    """A Tucker core (r, r, *kernel) and its input factor (r, inner) as one flat factor (r, inner * kernel) of the same rank.
+
+    sum_n core[m, n, k] inner[n, i]: the second axis of the core belongs to the input side, as LyCORIS has it.
+    """
+    with torch.autocast(core.device.type, enabled=False):  # a product of parameters: small, and rounded once with the result
+        return torch.einsum("mnk,ni->mik", core.reshape(*core.shape[:2], -1), inner.flatten(1)).flatten(1)
 
 
 def dense_weight(layer: nn.Module) -> Tensor:

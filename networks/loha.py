@@ -15,7 +15,7 @@ from networks import dora
 from networks.arguments import NetworkArguments
 from networks.base import Adapter, Extras
 from networks.factory import factory
-from networks.layers import LayerShape
+from networks.layers import LayerShape, fold_core
 
 
 class LoHa(Adapter):
@@ -102,13 +102,13 @@ class LoHa(Adapter):
         if self.hada_t1 is None or self.hada_t2 is None:
             return a1, b1, a2, b2
         t1, t2 = (self.wide(self.hada_t1), self.wide(self.hada_t2)) if wide else (self.hada_t1, self.hada_t2)
-        return a1.T, self.shape.fold_core(t1, b1), a2.T, self.shape.fold_core(t2, b2)
+        return a1.T, fold_core(t1, b1), a2.T, fold_core(t2, b2)
 
 
 def khatri_rao(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
-    """(a1 b1) * (a2 b2) as one product up @ down of rank r*r: (out, r*r) and (r*r, fan-in).
+    """(a1 b1) * (a2 b2) as one product up @ down of rank r1*r2: (out, r1*r2) and (r1*r2, ...), b being (r, ...).
 
-    up[:, pq] = a1[:, p] a2[:, q] and down[pq, :] = b1[p, :] b2[q, :], the row-wise Khatri-Rao products.
+    up[:, pq] = a1[:, p] a2[:, q] and down[pq] = b1[p] b2[q], the row-wise Khatri-Rao products. Exact.
     """
     up = (a1.unsqueeze(2) * a2.unsqueeze(1)).flatten(1)
     return up, (b1.unsqueeze(1) * b2).flatten(0, 1)

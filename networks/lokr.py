@@ -19,7 +19,7 @@ from networks import dora
 from networks.arguments import WHERE, NetworkArguments
 from networks.base import Adapter, Extras
 from networks.factory import factory
-from networks.layers import LayerShape
+from networks.layers import LayerShape, fold_core
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -154,8 +154,7 @@ class LoKr(Adapter):
             nn.init.kaiming_uniform_(self.lokr_t2, a=math.sqrt(5))
 
     def formula(self) -> Tensor:
-        w1, w2 = self.whole_factors()
-        return torch.einsum("ab,cdk->acbdk", w1, w2)
+        return kronecker(*self.whole_factors())
 
     def whole_factors(self) -> tuple[Tensor, Tensor]:
         """w1 (A, B) and w2 (C, D, kernel positions), in float32 or better, however they are stored."""
@@ -164,7 +163,7 @@ class LoKr(Adapter):
             w2 = self.wide(self.lokr_w2)
         else:
             left, right = self.wide(given(self.lokr_w2_a)), self.wide(given(self.lokr_w2_b))
-            w2 = left @ right if self.lokr_t2 is None else left.T @ self.shape.fold_core(self.wide(self.lokr_t2), right)
+            w2 = left @ right if self.lokr_t2 is None else left.T @ fold_core(self.wide(self.lokr_t2), right)
         return w1, w2.reshape(self.split.c, self.split.d, -1)
 
     def delta(self, x: Tensor) -> Tensor:
@@ -248,6 +247,11 @@ class LoKr(Adapter):
         self.register_parameter(name, nn.Parameter(torch.empty(whole)) if rank is None else None)
         self.register_parameter(f"{name}_a", None if rank is None else nn.Parameter(torch.empty(left)))
         self.register_parameter(f"{name}_b", None if rank is None else nn.Parameter(torch.empty(right)))
+
+
+def kronecker(w1: Tensor, w2: Tensor) -> Tensor:
+    """kron(w1, w2) over rows and inner channels, at every position of the kernel: (A, B) and (C, D, K) to (A, C, B, D, K)."""
+    return torch.einsum("ab,cdk->acbdk", w1, w2)
 
 
 def given(parameter: Tensor | None) -> Tensor:

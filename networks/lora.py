@@ -15,7 +15,7 @@ from networks import dora
 from networks.arguments import NetworkArguments
 from networks.base import Adapter, Extras
 from networks.factory import factory
-from networks.layers import LayerShape
+from networks.layers import LayerShape, fold_core
 
 
 class Factor(nn.Module):
@@ -94,7 +94,7 @@ class LoRA(Adapter):
         up, down = self.wide(self.lora_up.weight).flatten(1), self.wide(self.lora_down.weight)
         if self.lora_mid is None:
             return up, down.flatten(1)
-        return up, self.shape.fold_core(self.wide(self.lora_mid.weight), down)
+        return up, fold_core(self.wide(self.lora_mid.weight), down)
 
 
 create_network, create_network_from_weights = factory(LoRA)

@@ -12,6 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from networks.layers import fold_core
+from networks.loha import khatri_rao
+from networks.lokr import kronecker
+
 EXACT_SIDE = 256  # up to this smaller side, a dense matrix is decomposed exactly
 OVERSAMPLING, POWER_STEPS = 10, 3  # of the randomised decomposition; see `dense_spectrum`
 SEED = 20111  # of its random start: the same weight has the same decomposition in every run
@@ -183,8 +187,7 @@ def flat_tucker(core: Tensor, a: Tensor, b: Tensor) -> LowRank:
 
     `core` (x, y, *k), `a` (x, o), `b` (y, i). For LoRA `a` is the transpose of lora_up.
     """
-    down = torch.einsum("xyk,yq->xqk", core.reshape(*core.shape[:2], -1), b.flatten(1))
-    return LowRank(a.mT, down.reshape(*down.shape[:2], *core.shape[2:]))
+    return LowRank(a.mT, fold_core(core, b).reshape(core.shape[0], b.shape[1], *core.shape[2:]))
 
 
 def exact_product(weight: Tensor) -> LowRank:
@@ -211,17 +214,13 @@ def narrowed(product: LowRank) -> LowRank:
 
 
 def hadamard_product(first: LowRank, second: LowRank) -> LowRank:
-    """(A1 B1) * (A2 B2), elementwise, as a product of rank r1 * r2 (row-wise Khatri-Rao products): LoHa as LoRA.
-
-    up[:, (p, q)] = A1[:, p] A2[:, q] and down[(p, q)] = B1[p] B2[q]. Exact.
-    """
-    up = (first.up.unsqueeze(2) * second.up.unsqueeze(1)).flatten(1)
-    return LowRank(up, (first.down.unsqueeze(1) * second.down.unsqueeze(0)).flatten(0, 1))
+    """(A1 B1) * (A2 B2), elementwise, as a product of rank r1 * r2: LoHa as LoRA. Exact."""
+    return LowRank(*khatri_rao(first.up, first.down, second.up, second.down))
 
 
 def kron(w1: Tensor, w2: Tensor) -> Tensor:
     """The Kronecker product over rows and inner channels: w1 (A, B), w2 (C, D, *k) to (A * C, B * D, *k); the kernel is carried."""
-    product = torch.einsum("ab,cdk->acbdk", w1, w2.reshape(*w2.shape[:2], -1))
+    product = kronecker(w1, w2.reshape(*w2.shape[:2], -1))
     return product.reshape(w1.shape[0] * w2.shape[0], w1.shape[1] * w2.shape[1], *w2.shape[2:])
 
 

@@ -8,7 +8,7 @@ from adapter_cases import KINDS, Case, filled, has_arguments, relative_error
 from torch import nn
 
 from networks.base import Adapter, Dropouts
-from networks.layers import LayerShape
+from networks.layers import LayerShape, fold_core
 from networks.lokr import LoKr, LoKrArguments, Split
 from networks.members import algorithms
 
@@ -71,7 +71,7 @@ def test_tucker_factors_have_the_layout_of_lycoris():
 
 def test_a_core_ties_its_first_axis_to_the_outputs():
     core, outer, inner = torch.randn(2, 2, 3), torch.randn(2, 5), torch.randn(2, 4)
-    flat = outer.T @ LayerShape(out=5, inner=4, kernel=(3,)).fold_core(core, inner)
+    flat = outer.T @ fold_core(core, inner)
     torch.testing.assert_close(flat.reshape(5, 4, 3), torch.einsum("xyk,xp,yq->pqk", core, outer, inner))
 
 
