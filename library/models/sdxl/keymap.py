@@ -66,19 +66,25 @@ class Block:
     container: str  # ResnetBlock2D, Transformer2DModel, Downsample2D, Upsample2D; empty for the layers around the blocks
 
 
+FIRST_LAYERS = (
+    Block("time_embed.0", "time_embedding.linear_1", ""),
+    Block("time_embed.2", "time_embedding.linear_2", ""),
+    Block("label_emb.0.0", "add_embedding.linear_1", ""),
+    Block("label_emb.0.2", "add_embedding.linear_2", ""),
+    Block("input_blocks.0.0", "conv_in", ""),
+)
+LAST_LAYERS = (Block("out.0", "conv_norm_out", ""), Block("out.2", "conv_out", ""))
+"""The layers around the blocks of the U-Net, before and after them."""
+
+
 def unet_blocks(unet: nn.Module) -> list[Block]:
     """The blocks of the U-Net in the order of the original."""
     return [
-        Block("time_embed.0", "time_embedding.linear_1", ""),
-        Block("time_embed.2", "time_embedding.linear_2", ""),
-        Block("label_emb.0.0", "add_embedding.linear_1", ""),
-        Block("label_emb.0.2", "add_embedding.linear_2", ""),
-        Block("input_blocks.0.0", "conv_in", ""),
+        *FIRST_LAYERS,
         *_down_blocks(unet),
         *_mid_blocks(unet),
         *_up_blocks(unet),
-        Block("out.0", "conv_norm_out", ""),
-        Block("out.2", "conv_out", ""),
+        *LAST_LAYERS,
     ]
 
 

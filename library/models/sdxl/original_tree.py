@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from library.models.sdxl.keymap import Block
+from library.models.sdxl.keymap import FIRST_LAYERS, LAST_LAYERS, Block
 
 CHILDREN = ("input_blocks", "middle_block", "output_blocks", "time_embed", "label_emb", "out")
 
@@ -21,16 +21,11 @@ def is_original_tree(denoiser: nn.Module) -> bool:
 def original_blocks(unet: nn.Module) -> list[Block]:
     """The blocks in the order of the original; their `module_path` is the library's, which is not the tree at hand."""
     return [
-        Block("time_embed.0", "time_embedding.linear_1", ""),
-        Block("time_embed.2", "time_embedding.linear_2", ""),
-        Block("label_emb.0.0", "add_embedding.linear_1", ""),
-        Block("label_emb.0.2", "add_embedding.linear_2", ""),
-        Block("input_blocks.0.0", "conv_in", ""),
+        *FIRST_LAYERS,
         *_levels(unet, "input_blocks", "down_blocks", "downsamplers", start=1),
         *_middle(unet),
         *_levels(unet, "output_blocks", "up_blocks", "upsamplers", start=0),
-        Block("out.0", "conv_norm_out", ""),
-        Block("out.2", "conv_out", ""),
+        *LAST_LAYERS,
     ]
 
 

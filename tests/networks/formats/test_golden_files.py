@@ -49,6 +49,10 @@ def test_a_golden_file_means_the_recorded_delta(entry: dict[str, Any]):
         assert relative_error(adapter.delta_weight() * entry["scale"], tensors["expected.delta"]) < 1e-5
         return
     assert relative_error(adapter.delta_weight(), tensors["expected.delta"]) < 1e-5
+    if "input.x" in tensors:
+        x = tensors["input.x"]
+        assert relative_error(adapter(x), adapter.shape.apply(x, tensors["expected.delta"])) < 1e-5
+        assert relative_error(adapter(x), tensors["expected.y_delta"]) < 5e-5  # recorded as a difference of two float32 outputs
 
 
 def test_all_of_them_are_there():
