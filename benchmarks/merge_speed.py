@@ -26,7 +26,7 @@ from networks import lokr
 from networks.checkpoint_merge import Change, Merge, merge_into, merged_tensor
 from networks.network import Network
 from tools.demo import ROOT
-from tools.table import table
+from tools.screen import table
 
 RESULTS = ROOT / "benchmarks" / "results" / "merge_speed.json"
 TIMES = 3

@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from adapter_cases import KINDS, MODES, VARIANTS, Case, filled, relative_error
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from library.core.tensor_file import load_tensors, save_tensors
 from networks.base import Adapter, Dropouts
 
 PLAIN = [(algorithm, mode) for algorithm, mode in VARIANTS if mode in ("2", "tucker", "scalar", "both", "full")]
@@ -26,6 +28,20 @@ def test_the_delta_of_an_input_is_the_delta_weight_applied(case: Case):
     expected = adapter.shape.apply(case.x.double(), adapter.delta_weight().double())
     assert adapter.delta_weight().shape == case.layer.weight.shape
     assert relative_error(adapter(case.x), expected) < 1e-6
+
+
+def test_every_way_to_a_delta_agrees_with_float64(case: Case, tmp_path: Path):
+    adapter = filled(case.adapter).eval()
+    twin, layer = copy.deepcopy(adapter).double(), copy.deepcopy(case.layer).double()
+    exact = twin.delta_weight(layer.weight).detach()
+    assert relative_error(adapter.delta_weight(), exact) < 1e-6
+    applied = adapter.shape.apply(case.x.double(), exact)
+    assert relative_error(adapter(case.x), applied) < 1e-6
+    save_tensors(tmp_path / "a.safetensors", adapter.file_tensors())
+    again = type(adapter).from_tensors("lora_unet_x", case.layer, load_tensors(tmp_path / "a.safetensors"))
+    assert relative_error(again.delta_weight(), exact) < 1e-6
+    adapter.merge()
+    assert relative_error(case.layer.weight, layer.weight + exact) < 1e-6
 
 
 def test_attached_equals_merged(case: Case):
