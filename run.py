@@ -21,10 +21,12 @@ def main() -> int:
     """Parse the command line, set up what the command needs, run it; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=COMMANDS, help="; ".join(f"{name}: {command.__doc__}" for name, command in COMMANDS.items()))
-    parser.add_argument("rest", nargs=argparse.REMAINDER, help="arguments for the demo, pytest or the checks")
+    parser.add_argument("rest", nargs=argparse.REMAINDER, help="arguments for the demo or pytest")
     arguments = parser.parse_args()
     if sys.version_info < (3, 11):
         sys.exit(f"Hadron needs Python 3.11 or newer; this is {sys.version.split()[0]}")
+    if arguments.rest and arguments.command not in ("demo", "test"):
+        parser.error(f"{arguments.command} takes no arguments; {' '.join(arguments.rest)} was given")
     return COMMANDS[arguments.command](arguments.rest)
 
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from library.core.spelling import unknown
 from networks.base import Adapter
-from networks.factory import new_network
+from networks.factory import as_list, new_network
 from networks.members import algorithms
 from networks.network import Network
 from networks.stack import attached_to
@@ -35,7 +35,7 @@ def create_network(
     rank: int = 4,
     alpha: float | None = None,
     name: str | None = None,
-    text_encoders: Sequence[nn.Module] = (),
+    text_encoders: nn.Module | Sequence[nn.Module] | None = (),
     dropout: float = 0.0,
     **arguments: Any,
 ) -> Network:
@@ -46,7 +46,7 @@ def create_network(
     name: by which `set_adapters` switches it. Raises `OptionError` (a `ValueError`) with everything that is wrong.
     """
     kind = _algorithm_named(algorithm)
-    network = new_network(kind, model, list(text_encoders), rank, rank if alpha is None else alpha, dropout, arguments)
+    network = new_network(kind, model, as_list(text_encoders), rank, rank if alpha is None else alpha, dropout, arguments)
     network.rename(name)
     return network
 
@@ -56,7 +56,7 @@ def create_network_from_weights(
     file: Path | str,
     *,
     name: str | None = None,
-    text_encoders: Sequence[nn.Module] = (),
+    text_encoders: nn.Module | Sequence[nn.Module] | None = (),
     multiplier: float = 1.0,
     allow_partial: bool = False,
 ) -> Network:
@@ -64,7 +64,7 @@ def create_network_from_weights(
 
     Raises `ValueError` naming the file and every key that does not fit; `allow_partial` warns of those and leaves them out.
     """
-    network = Network.from_file(file, model, text_encoders, multiplier, allow_partial=allow_partial)
+    network = Network.from_file(file, model, as_list(text_encoders), multiplier, allow_partial=allow_partial)
     network.rename(name)
     return network
 
@@ -77,12 +77,15 @@ def attached_names(model: nn.Module) -> list[str]:
 def set_adapters(model: nn.Module, strengths: Mapping[str, float]) -> None:
     """Let the named networks act at these strengths, and switch every other attached one off; {} leaves the base alone.
 
-    Raises `ValueError` for a name that is not attached.
+    Raises `ValueError` for a name that is not attached, and where an attached network is merged into the weights.
     """
     names = attached_names(model)
     problems = [unknown(name, names, "attached network") for name in strengths if name not in names]
     if problems:
         raise ValueError("; ".join(problems))
+    merged = dict.fromkeys(str(adapter.network_name) for adapter in _attached(model) if adapter.is_merged)
+    if merged:
+        raise ValueError(f"merged into the weights, and not to be switched until it is unmerged: {', '.join(merged)}")
     for adapter in _attached(model):
         adapter.enabled = adapter.network_name in strengths
         if adapter.enabled:
@@ -96,6 +99,6 @@ def _attached(model: nn.Module) -> Iterator[Adapter]:
 
 def _algorithm_named(name: str) -> type[Adapter]:
     known = {algorithm.__module__.rpartition(".")[2]: algorithm for algorithm in algorithms()}
-    if name.lower() not in known:
-        raise ValueError(unknown(name, known, "algorithm"))
-    return known[name.lower()]
+    if str(name).lower() not in known:
+        raise ValueError(unknown(str(name), known, "algorithm"))
+    return known[str(name).lower()]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from networks import dora
 from networks.layers import LayerShape, dense_weight
-from networks.stack import attached_to, base_forward_of, stack_of
+from networks.stack import attached_to, base_forward_of, kept_weight_of, stack_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,7 @@ class Adapter(nn.Module, ABC):
         direction = self.direction()
         if self.dora_scale is None:
             return direction
-        base = (dense_weight(self.layer) if base is None else base).to(direction)
+        base = (self.base_weight() if base is None else base).to(direction)
         gain = self.gain(base).view_as(self.dora_scale)
         return (gain - 1) * base + gain * direction
 
@@ -229,16 +229,21 @@ class Adapter(nn.Module, ABC):
 
     # DoRA
 
+    def base_weight(self) -> Tensor:
+        """The layer's weight that this adapter is a change of: in plain floats, without what is merged into it."""
+        kept = kept_weight_of(self.layer)
+        return dense_weight(self.layer) if kept is None else kept
+
     def magnitudes(self) -> Tensor:
         """|W| of the base for each output or input channel: where DoRA's magnitudes start."""
         assert self.extras.magnitude is not None
-        return self._norms(dense_weight(self.layer), with_delta=False)
+        return self._norms(self.base_weight(), with_delta=False)
 
     @torch.no_grad()
     def measure_changed_weight(self) -> None:
         """Turn magnitudes over |W|, as files for ComfyUI have them, into those over |W + D|. Needs the base's weights."""
         assert self.dora_scale is not None
-        base = dense_weight(self.layer)
+        base = self.base_weight()
         ratio = self._norms(base, with_delta=True) / self._norms(base, with_delta=False)
         self.dora_scale.mul_(ratio.view_as(self.dora_scale))
 
@@ -253,8 +258,7 @@ class Adapter(nn.Module, ABC):
     def _norms(self, base: Tensor, with_delta: bool) -> Tensor:
         axis = self.extras.magnitude
         assert axis is not None
-        weight = self.wide(base).reshape(self.shape.out, self.shape.inner, -1)
-        weight = weight.to(torch.promote_types(weight.dtype, self.dtype))
+        weight = base.reshape(self.shape.out, self.shape.inner, -1).to(torch.float32 if self.dtype.itemsize < 4 else self.dtype)
         squares = dora.squared_norms(weight, axis)
         if with_delta:
             cross, own = self.overlap(weight, axis)
@@ -263,18 +267,22 @@ class Adapter(nn.Module, ABC):
 
     def _renormalised(self, x: Tensor, given: Tensor, output: Tensor | None) -> Tensor:
         """The change of the output under DoRA. `given` is the input as the base sees it, `x` after cast and dropout."""
-        gain = self.gain(dense_weight(self.layer))
-        bias = getattr(self.layer, "bias", None)
-        base_forward: Callable[..., Tensor] = base_forward_of(self.layer)
+        gain = self.gain(self.base_weight())
         if self.extras.magnitude == "out":
-            output = base_forward(given) if output is None else output
-            bare = output if bias is None else output - self.shape.along_channels(bias, output)
-            y = self._dropped_delta(x)
+            bare, y = self._bare(given, output), self._dropped_delta(x)
             return y * self.shape.along_channels(gain, y).to(y.dtype) + bare * self.shape.along_channels(gain - 1, y).to(y.dtype)
         gain = gain.repeat(self.shape.groups)
         y = self._dropped_delta(x * self.shape.along_channels(gain, x).to(x.dtype))
-        moved = base_forward(given * self.shape.along_channels(gain - 1, given).to(given.dtype))
-        return y + (moved if bias is None else moved - self.shape.along_channels(bias, moved))
+        return y + self._bare(given * self.shape.along_channels(gain - 1, given).to(given.dtype))
+
+    def _bare(self, x: Tensor, output: Tensor | None = None) -> Tensor:
+        """The base's output for `x` without its bias, and without what is merged into it; `output` is the layer's, if it is known."""
+        kept = kept_weight_of(self.layer)
+        if kept is not None:
+            return self.shape.apply(x, kept.to(x.dtype))
+        output = base_forward_of(self.layer)(x) if output is None else output
+        bias = getattr(self.layer, "bias", None)
+        return output if bias is None else output - self.shape.along_channels(bias, output)
 
     # Attaching and merging
 
@@ -379,6 +387,8 @@ def fitted(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     """
     if tensor.numel() == 1 == math.prod(shape):
         return tensor.reshape(shape)
-    if tensor.dim() == 0 or tensor.shape[0] != shape[0] or tensor.numel() != math.prod(shape):
+    is_flat = min(tensor.dim(), len(shape)) < 3  # else every dimension has its place, but for those of size 1
+    is_same = is_flat or [side for side in tensor.shape if side > 1] == [side for side in shape if side > 1]
+    if tensor.dim() == 0 or tensor.shape[0] != shape[0] or tensor.numel() != math.prod(shape) or not is_same:
         raise ValueError(f"{name} has the shape {list(tensor.shape)}; {list(shape)} was expected")
     return tensor.reshape(shape)

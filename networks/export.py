@@ -125,7 +125,7 @@ def write_export(path: Path | str, exported: Export) -> None:
     beside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
         for place, file in exported.files.items():
-            save_tensors(beside / place / TENSORS[0], file.tensors, {"format": "pt"})
+            save_tensors(beside / place / TENSORS[0], file.tensors, exported.metadata | {"format": "pt"})
             write_text(beside / place / CONFIG, json.dumps(file.config, indent=2) + "\n")
         _replace_folder(beside, path)
     except OSError as error:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
         **kwargs: Any,
     ) -> Network:
         """A new network with a delta of zero. `kwargs` are network arguments; all that is wrong is raised at once (`OptionError`)."""
-        encoders = _as_list(text_encoder)
+        encoders = as_list(text_encoder)
         network = new_network(algorithm, unet, encoders, network_dim, network_alpha, neuron_dropout, kwargs)
         network.set_multiplier(multiplier)
         return network
@@ -59,9 +60,9 @@ def factory(algorithm: type[Adapter]) -> tuple[Callable[..., Network], Callable[
         Every layer is read by its own algorithm, whichever module was named; one that differs is said. Raises `ValueError` for what
         does not fit, which `allow_partial` skips with a warning.
         """
-        naming = naming_for(unet, _as_list(text_encoder))
+        naming = naming_for(unet, as_list(text_encoder))
         arguments, dropouts = _arguments_beside_a_file(algorithm, naming, neuron_dropout, kwargs)
-        parts = parts_of(naming, _as_list(text_encoder), unet)
+        parts = parts_of(naming, as_list(text_encoder), unet)
         network = read_network(file, weights_sd, naming, parts, arguments, allow_partial=allow_partial)
         others = {adapter.title for adapter in network.adapters} - {algorithm.title}
         if others:
@@ -85,13 +86,13 @@ def new_network(
     """A network of fresh adapters on the layers that the arguments choose. Raises `OptionError` with everything that is wrong."""
     dim = DEFAULT_DIM if dim is None else dim
     alpha = DEFAULT_ALPHA if alpha is None else alpha
-    problems = [f"--network_dim {dim}: must be at least 1"] if dim < 1 else []
-    problems += [f"--network_alpha {alpha}: must be a number that is not negative"] if not 0 <= alpha < math.inf else []
+    problems = [] if _is_number(dim) and dim == int(dim) >= 1 else [f"--network_dim {dim}: must be a whole number of at least 1"]
+    problems += [] if _is_number(alpha) else [f"--network_alpha {alpha}: must be a number that is not negative"]
     naming = naming_for(denoiser, text_encoders)
     arguments, dropouts, turned_on = _read_arguments(algorithm, naming, neuron_dropout, given, problems)
     parts = parts_of(naming, text_encoders, denoiser)
     members = []
-    for plan in plan_layers(naming, parts, dim=dim, alpha=alpha, arguments=arguments, turned_on=turned_on):
+    for plan in plan_layers(naming, parts, dim=int(dim), alpha=alpha, arguments=arguments, turned_on=turned_on):
         adapter = algorithm.fresh(plan.target.name, plan.layer, plan.rank, plan.alpha, arguments.at(plan.target))
         members.append(Member(adapter=adapter, part=plan.part, target=plan.target))
     for remark in algorithm.remarks([member.adapter for member in members]):
@@ -101,12 +102,23 @@ def new_network(
     return network
 
 
+def as_list(text_encoder: Any) -> list[nn.Module]:
+    """Text encoders as they are given: none, one, or several with or without gaps."""
+    if text_encoder is None:
+        return []
+    return (
+        [encoder for encoder in text_encoder if encoder is not None]
+        if isinstance(text_encoder, list | tuple | nn.ModuleList)
+        else [text_encoder]
+    )
+
+
 def _arguments_beside_a_file(
     algorithm: type[Adapter], naming: Naming, neuron_dropout: float | None, given: Mapping[str, Any]
 ) -> tuple[NetworkArguments, Dropouts]:
     """The arguments that matter to a network from a file; those that the file decides are said to be without effect."""
-    arguments, dropouts, _ = _read_arguments(algorithm, naming, neuron_dropout, given, [])
-    void = [name for name in FROM_FILE if name in given]
+    arguments, dropouts, turned_on = _read_arguments(algorithm, naming, neuron_dropout, given, [])
+    void = [*(name for name in FROM_FILE if name in given), *sorted(turned_on)]
     if void:
         logger.warning("%s %s: without effect, the adapter file decides", WHERE, ", ".join(void))
     return arguments, dropouts
@@ -135,6 +147,10 @@ def _read_arguments(
     return arguments, dropouts, turned_on
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and 0 <= float(value) < math.inf
+
+
 def _finish(network: Network, dropouts: Dropouts) -> None:
     for adapter in network.adapters:
         adapter.dropouts = dropouts
@@ -143,9 +159,3 @@ def _finish(network: Network, dropouts: Dropouts) -> None:
     if network.arguments.verbose:
         for member in network.members:
             logger.info("%s: rank %d, alpha %g", member.target.path, member.adapter.rank, float(member.adapter.alpha))
-
-
-def _as_list(text_encoder: Any) -> list[nn.Module]:
-    if text_encoder is None:
-        return []
-    return [encoder for encoder in text_encoder if encoder is not None] if isinstance(text_encoder, list | tuple) else [text_encoder]

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 
 from library.core.log import get_logger
-from library.core.tensor_file import listing, load_tensors, read_header, save_tensors
+from library.core.tensor_file import listing, load_tensors, read_header, save_tensors, starts_as_pickle
 from networks.formats.peft_config import METADATA, PeftConfig, read_config, read_metadata
 
 logger = get_logger(__name__)
 
 PICKLES = (".pt", ".pth", ".ckpt", ".bin")
-PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 CONFIG, TENSORS = "adapter_config.json", ("adapter_model.safetensors", "adapter_model.bin")
 SINGLE = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")  # diffusers
 COMPONENTS = ("unet", "transformer", "text_conditioner", "text_encoder", "text_encoder_2")
@@ -127,7 +126,7 @@ def _read_peft(folder: Path) -> AdapterFile:
 
 def _is_pickle(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(2) in PICKLE_STARTS
+        return starts_as_pickle(file.read(9))
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

@@ -33,7 +33,6 @@ def algorithms() -> tuple[type[Adapter], ...]:
     return tuple(found)
 
 
-@cache
 def readable() -> tuple[type[Adapter], ...]:
     """Every kind of adapter that a file may hold: the algorithms, and differences."""
     from networks.difference import Difference

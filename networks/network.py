@@ -15,12 +15,12 @@ from networks.any_model import naming_for
 from networks.base import Adapter
 from networks.files import AdapterFile, read_adapter_file, save_adapter_file
 from networks.formats.names import NameTable
-from networks.formats.reader import algorithm_of, read_layers, read_members
+from networks.formats.reader import algorithm_of, read_layers, read_members, settle_magnitudes
 from networks.members import Member
 from networks.protocol import TrainableNetwork
 from networks.rates import ParameterGroup, parameter_groups
 from networks.selection import NetworkArguments, parts_of
-from networks.stack import attached_to
+from networks.stack import attached_to, check_merge
 
 logger = get_logger(__name__)
 
@@ -95,7 +95,13 @@ class Network(TrainableNetwork):
             adapter.detach()
 
     def merge(self, *, keep: bool = True) -> None:
-        """Add every delta to its layer's weight; with `keep`, `unmerge` restores the weights bit for bit from copies."""
+        """Add every delta to its layer's weight; with `keep`, `unmerge` restores the weights bit for bit from copies.
+
+        Raises `ValueError` for a layer that cannot be merged into, before any weight is changed.
+        """
+        for adapter in self.adapters:
+            if not adapter.is_merged:
+                check_merge(adapter, keep)
         for adapter in self.adapters:
             adapter.merge(keep=keep)
 
@@ -112,7 +118,9 @@ class Network(TrainableNetwork):
             adapter.multiplier = float(multiplier)
 
     def set_enabled(self, enabled: bool) -> None:
-        """Switch all attached adapters on or off."""
+        """Switch all attached adapters on or off. Raises `ValueError` while they are merged into the weights."""
+        if any(adapter.is_merged for adapter in self.adapters):
+            raise ValueError("a merged network cannot be switched; unmerge it first")
         for adapter in self.adapters:
             adapter.enabled = enabled
 
@@ -149,7 +157,8 @@ class Network(TrainableNetwork):
 
         Raises `ValueError` when nothing is left.
         """
-        groups = parameter_groups(self.members, self.arguments, learning_rate, unet_lr, text_encoder_lr)
+        encoders = [part.name for part, _ in self.parts if not part.is_denoiser]
+        groups = parameter_groups(self.members, self.arguments, learning_rate, unet_lr, text_encoder_lr, encoders=encoders)
         for group in groups:
             for parameter in group.parameters:
                 parameter.requires_grad_(group.rate != 0)
@@ -203,6 +212,7 @@ class Network(TrainableNetwork):
             raise ValueError(f"it holds {titles}; name its module as --network_module, or let --dim_from_weights make what the file holds")
         for name, adapter in own.items():
             adapter.load(found[name])
+        settle_magnitudes(file, own.values())
 
     def _is_taken(self, adapter: Adapter) -> bool:
         return any(other is not adapter and other.network_name == self.name for other in attached_to(adapter.layer))

@@ -32,6 +32,6 @@ def _naming_of(file: AdapterFile) -> Naming:
         families = ", ".join(f"{name} ({naming_named(name).title})" for name in naming_names())
         raise ValueError(
             f"{file.path}: not an adapter of a known family, which are {families}: it holds tensors such as {listing(file.tensors, 3)}"
-            + (f"; it seems to be for {other}" if other else "")
+            + (f"; it seems to be for {other}" if other else "; give its family (--family) where the names do not tell it")
         )
     return naming

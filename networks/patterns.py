@@ -120,7 +120,10 @@ def _read_table(text: str) -> Mapping[str, Any]:
     found = list(re.finditer(r"(.+?)=\s*([-+.\w]+)\s*(?:,|$)", text))
     if "".join(match.group() for match in found) != text:
         raise ValueError(f"must be of the form {TABLE_FORMS}")
-    return {match.group(1).strip(): match.group(2) for match in found}
+    table = {match.group(1).strip(): match.group(2) for match in found}
+    if len(table) < len(found):
+        raise ValueError("a regex is given twice; the first match counts, so leave the others out")
+    return table
 
 
 def _read_table_file(path: Path) -> Mapping[str, Any]:

@@ -32,14 +32,19 @@ def parameter_groups(
     learning_rate: float | None,
     unet_lr: float | None = None,
     text_encoder_lr: float | Sequence[float | None] | None = None,
+    *,
+    encoders: Sequence[str] = (),
 ) -> list[ParameterGroup]:
     """The groups in the order of their first parameter, those with rate 0 among them.
 
-    `text_encoder_lr` is one rate for all encoders, or one each. Raises `ValueError` where the number of rates does not fit, where a
+    `text_encoder_lr` is one rate for all encoders, or one each: of `encoders`, the names of the model's text encoders, of which some may
+    have no adapter. Raises `ValueError` where the number of rates does not fit, where a
     factor has no rate to act on, and where loraplus_targets names nothing that is there.
     """
     members = list(members)
-    rates = _Rates(members, arguments, learning_rate, unet_lr, text_encoder_lr)
+    adapted = dict.fromkeys(member.part.name for member in members if not member.part.is_denoiser)
+    own_rates = _rates_of_encoders(list(dict.fromkeys((*encoders, *adapted))) if adapted else [], learning_rate, text_encoder_lr)
+    rates = _Rates(members, arguments, learning_rate if unet_lr is None else unet_lr, own_rates)
     boosts = _Boosts(members, arguments)
     found: dict[str, ParameterGroup] = {}
     for member in members:
@@ -79,16 +84,11 @@ class _Rates:
         self,
         members: Sequence[Member],
         arguments: NetworkArguments,
-        learning_rate: float | None,
         unet_lr: float | None,
-        text_encoder_lr: float | Sequence[float | None] | None,
+        encoders: Mapping[str, tuple[str, float | None]],
     ) -> None:
-        encoders = list(dict.fromkeys(member.part.name for member in members if not member.part.is_denoiser))
-        own = dict(zip(encoders, spread(text_encoder_lr, len(encoders)), strict=True))
-        self._encoders = {
-            name: (f"textencoder {number + 1}", learning_rate if own[name] is None else own[name]) for number, name in enumerate(encoders)
-        }
-        self._denoiser = ("unet", learning_rate if unet_lr is None else unet_lr)
+        self._encoders = encoders
+        self._denoiser = ("unet", unet_lr)
         self._tables = next((BlockTables.of(arguments, member.part) for member in members if member.part.is_denoiser), None)
         self._patterns = arguments.patterns("network_reg_lrs")
         for entry in self._patterns.entries:
@@ -106,6 +106,17 @@ class _Rates:
         if self._tables is None or factor is None:
             return name, rate
         return f"{name} block {self._tables.blocks.number(member.target.path)}", multiplied(rate, factor, "a block's *_lr_weight")
+
+
+def _rates_of_encoders(
+    encoders: Sequence[str], learning_rate: float | None, given: float | Sequence[float | None] | None
+) -> dict[str, tuple[str, float | None]]:
+    """Text encoder -> the name and the rate of its group, numbered as the model has them."""
+    own = spread(given, len(encoders))
+    return {
+        name: (f"textencoder {number + 1}", learning_rate if rate is None else rate)
+        for number, (name, rate) in enumerate(zip(encoders, own, strict=True))
+    }
 
 
 class _Boosts:

@@ -23,18 +23,19 @@ class Stack:
         self.merged: list[Adapter] = []
         self.base_forward: Any = None
         self.replaced: Any = None  # an instance attribute `forward` that stood there before ours
+        self.mark: Any = None  # the handle of `_pass` on the layer
         self.kept: tuple[Tensor, Tensor | None] | None = None  # weight and bias as they were before the first merge
 
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # torch's layers name it so, and callers may
         """The layer's own output plus each adapter's change of it, added apart from the base weight and rounded once.
 
         Every adapter is a change of the base alone: with two, DoRA's norm does not see the other.
         """
-        base = y = self.base_forward(x, *args, **kwargs)
+        base = y = self.base_forward(input, *args, **kwargs)
         for adapter in self.attached:
             if adapter.enabled and not adapter.is_merged and adapter.multiplier != 0:
-                y = torch.add(y, adapter(x, base), alpha=adapter.multiplier).to(y.dtype)
-        return y
+                y = torch.add(y, adapter(input, base), alpha=adapter.multiplier)
+        return y.to(base.dtype)
 
     def attach(self, adapter: "Adapter") -> None:
         """Add an adapter to the forward; the first one replaces `layer.forward`."""
@@ -42,6 +43,7 @@ class Stack:
             self.replaced = self.layer.__dict__.get("forward")
             self.base_forward = self.layer.forward
             self.layer.forward = self.forward
+            self.mark = self.layer.register_forward_pre_hook(_pass)
         self.attached.append(adapter)
 
     def detach(self, adapter: "Adapter") -> None:
@@ -53,17 +55,17 @@ class Stack:
                 del self.layer.forward
             else:
                 self.layer.forward = self.replaced
-            self.base_forward = self.replaced = None
+            self.mark.remove()
+            self.base_forward = self.replaced = self.mark = None
         self._leave_if_empty()
 
     def merge(self, adapter: "Adapter", keep: bool) -> None:
         """Add an adapter to the weight. `keep` holds copies of weight and bias as they were, for `unmerge`.
 
-        Raises `ValueError` for packed weights, for a bias that the layer has not, and for a layer's adapters merged unalike.
+        Raises `ValueError` as `check` does.
         """
-        weight, bias = self._values(adapter)
-        if self.merged and (self.kept is not None) != keep:
-            raise ValueError(f"{adapter.name}: the layer's other adapters were merged with keep={not keep}; merge all of a layer alike")
+        self.check(adapter, keep)
+        weight, bias = self._values()
         if not self.merged and keep:
             self.kept = weight.clone(), None if bias is None else bias.clone()
         self.merged.append(adapter)
@@ -84,14 +86,30 @@ class Stack:
             self.kept = None
         self._leave_if_empty()
 
-    # Weights
+    def check(self, adapter: "Adapter", keep: bool) -> None:
+        """Raises `ValueError` for what cannot be merged.
 
-    def _values(self, adapter: "Adapter") -> tuple[Tensor, Tensor | None]:
-        weight, bias = self.layer.weight, getattr(self.layer, "bias", None)
+        That is packed or computed weights, a bias that the layer has not, and a layer's adapters merged unalike.
+        """
+        weight = self.layer.weight
+        if isinstance(weight, Tensor) and not any(
+            weight is own for own in (*self.layer._parameters.values(), *self.layer._buffers.values())
+        ):
+            raise ValueError(
+                f"{adapter.name}: its layer computes its weight (a parametrisation, weight or spectral norm); adapters can be attached to "
+                "it, not merged"
+            )
         if not isinstance(weight, Tensor) or tuple(weight.shape) != adapter.shape.weight or not is_plain(weight):
             raise ValueError(f"{adapter.name}: its layer holds a packed (quantised) weight; adapters can be attached to it, not merged")
-        if bias is None and adapter.delta_bias() is not None:
+        if getattr(self.layer, "bias", None) is None and adapter.delta_bias() is not None:
             raise ValueError(f"{adapter.name}: changes a bias, and its layer has none")
+        if self.merged and (self.kept is not None) != keep:
+            raise ValueError(f"{adapter.name}: the layer's other adapters were merged with keep={not keep}; merge all of a layer alike")
+
+    # Weights
+
+    def _values(self) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.layer.weight, getattr(self.layer, "bias", None)
         return weight.data, None if bias is None else bias.data
 
     @torch.no_grad()
@@ -114,6 +132,10 @@ class Stack:
             self.layer.__dict__.pop(ATTRIBUTE, None)
 
 
+def _pass(layer: nn.Module, args: Any) -> None:
+    """A hook that does nothing: `nn.TransformerEncoderLayer` reads the weights of layers without hooks past their forward."""
+
+
 def stack_of(layer: nn.Module) -> Stack:
     """The stack of a layer, made if it has none."""
     if ATTRIBUTE not in layer.__dict__:
@@ -131,6 +153,17 @@ def base_forward_of(layer: nn.Module) -> Callable[..., Tensor]:
     """The layer's own forward, past any adapters."""
     stack = layer.__dict__.get(ATTRIBUTE)
     return layer.forward if stack is None or stack.base_forward is None else stack.base_forward
+
+
+def kept_weight_of(layer: nn.Module) -> Tensor | None:
+    """The layer's weight before what is merged into it, where a copy is kept."""
+    stack = layer.__dict__.get(ATTRIBUTE)
+    return None if stack is None or stack.kept is None else stack.kept[0]
+
+
+def check_merge(adapter: "Adapter", keep: bool) -> None:
+    """Raises `ValueError` where `Stack.merge` would."""
+    (adapter.layer.__dict__.get(ATTRIBUTE) or Stack(adapter.layer)).check(adapter, keep)
 
 
 def _widened(tensor: Tensor) -> Tensor:

@@ -38,7 +38,9 @@ class ConvertOptions:
 
     adapter: Path = option(help="adapter file or PEFT folder of any supported format; may also stand first, without --adapter")
     out: Path = option(help="the .safetensors file to write, for PEFT the folder; may also stand second, without --out")
-    to: Literal["kohya", "comfyui", "lycoris", "peft", "diffusers"] = option(help="the tool that shall read it; kohya is sd-scripts")
+    to: Literal["kohya", "comfyui", "lycoris", "peft", "diffusers"] = option(
+        help="the tool that shall read it: kohya (sd-scripts), comfyui, lycoris, peft or diffusers"
+    )
     as_lora: bool = option(False, help="make every layer a LoRA: exactly, or of --rank at most, or with --max_error at most")
     rank: int | None = option(None, help="with --as_lora or --to diffusers: highest rank of a layer")
     max_error: float | None = option(None, help="with --as_lora or --to diffusers: lowest rank with this error, relative to the change")

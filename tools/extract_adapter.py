@@ -13,9 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from library.core.atomic import writable_folder
 from library.core.command_line import parse_command_line, run_script
 from library.core.log import get_logger, set_up_logging
-from library.core.options import OptionError, option, pairs
+from library.core.options import OptionError, declared, option, pairs
 from library.core.tensor_file import listing
 from library.models.architecture import architecture_named, architecture_names
 from library.models.naming import Naming, Part, Target, naming_named, naming_names
@@ -37,6 +38,10 @@ from tools.screen import spread, table
 logger = get_logger(__name__)
 
 ALGORITHMS: dict[str, type[Adapter]] = {"lora": LoRA, "lokr": LoKr, "loha": LoHa}
+CHOOSING = (  # the network arguments that say which layers, and their ranks; the others are about training
+    *("only_patterns", "exclude_patterns", "include_patterns", "target_modules"),
+    *("conv_dim", "network_reg_dims", "block_dims", "conv_block_dims"),
+)
 UNLIMITED = 2**31  # the rank of a layer for which none was given
 
 
@@ -102,6 +107,7 @@ def main(argv: list[str]) -> None:
 
 def extract(options: ExtractOptions) -> None:
     """Read both checkpoints, fit, write and report."""
+    writable_folder(options.out.parent, "--out")  # now, not after an hour of fitting
     naming, parts = family_of(options.base, options.family)
     base, tuned = (CheckpointTensors(path, naming, parts) for path in (options.base, options.tuned))
     try:
@@ -146,6 +152,10 @@ def planned(options: ExtractOptions, naming: Naming, parts: Parts) -> list[Layer
     """The layers to extract with their ranks. Raises `OptionError` for arguments that are wrong."""
     problems: list[str] = []
     given: dict[str, Any] = {entry.name: entry.value for entry in pairs(options.network_args, WHERE)}
+    idle = {entry.name for entry in declared(NetworkArguments)}.difference(CHOOSING).intersection(given)
+    problems += [f"{WHERE} {name}: has no effect on an extraction, which takes {', '.join(CHOOSING)}" for name in sorted(idle)]
+    if options.conv_rank is not None and "conv_dim" in given:
+        problems.append(f"{WHERE} conv_dim: --conv_rank says the same; give one of them")
     if options.conv_rank is not None:
         given["conv_dim"] = options.conv_rank
     arguments, turned_on = read_arguments(NetworkArguments, given, naming, problems)
@@ -181,6 +191,10 @@ def fit_layers(options: ExtractOptions, plans: Sequence[LayerPlan], base: Checkp
         if delta is None:
             result.unchanged.append(plan.target.name)
             continue
+        if not torch.isfinite(delta).all():
+            raise ValueError(
+                f"{plan.target.name}: {options.base} or {options.tuned} holds NaN or infinity there; nothing can be fitted to it"
+            )
         found = fitted(options, plan, delta)
         precision = PRECISIONS[options.precision]
         rounded = {name: tensor if name == "alpha" else tensor.to(precision) for name, tensor in found.tensors.items()}

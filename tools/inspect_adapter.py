@@ -168,7 +168,7 @@ def report(findings: Findings, options: InspectOptions) -> str:
         more = len(findings.file.metadata) - len(told)
         lines = [f"{key}: {value:.200}" for key, value in told.items()]
         blocks.append("\n".join([*lines, *([f"{more} more entries of metadata (--json)"] if more else [])]))
-    blocks.append(readers(findings, options.adapter))
+    blocks.append(readers(findings, options))
     return "\n\n".join(blocks)
 
 
@@ -243,22 +243,24 @@ def every_layer(layers: Sequence[Layer]) -> str:
     )
 
 
-def readers(findings: Findings, path: Path) -> str:
+def readers(findings: Findings, options: InspectOptions) -> str:
     """Which tools read the file as it is, and the command for those that do not."""
     rows = []
     for verdict in findings.verdicts:
         reasons = verdict.objections or verdict.hints or [""]
         rows += [[verdict.reader, "no" if verdict.objections else "yes", reasons[0]], *(["", "", reason] for reason in reasons[1:])]
-    commands = [command(verdict, path) for verdict in findings.verdicts if verdict.objections]
+    commands = [command(verdict, options) for verdict in findings.verdicts if verdict.objections]
     return "\n\n".join(filter(None, [table(["reader", "as it is", "because"], rows), "\n".join(commands)]))
 
 
-def command(verdict: Verdict, path: Path) -> str:
-    """The command that rewrites the file for a tool."""
+def command(verdict: Verdict, options: InspectOptions) -> str:
+    """The command that rewrites the file for a tool, with the base model and the family that were given here."""
+    path = options.adapter
     suffix = WRITERS[verdict.target].suffix
     out = path.with_name(f"{path.name.removesuffix('.safetensors')}-{verdict.target}{suffix}")
     text = " ".join(verdict.objections)
-    needed = ["--base CHECKPOINT"] if "--base" in text else []
+    needed = [f"--base {options.base or 'CHECKPOINT'}"] if options.base or "--base" in text else []
+    needed += [f"--family {options.family}"] if options.family else []
     needed += ["--as_lora"] if "--as_lora" in text and "add --base" not in text else []
     return " ".join([f"python -m tools.convert_adapter {path} {out} --to {verdict.target}", *needed])
 

@@ -22,6 +22,7 @@ from library.core.tensor_file import file_name, read_header
 from networks.checkpoint_merge import Merge, merge_into
 from networks.network import Network
 from networks.open_file import open_adapter
+from networks.rewriting.algebra import check_wish
 from networks.rewriting.combination import combined, structure, truncated
 from tools.screen import table
 
@@ -69,6 +70,10 @@ class MergeOptions:
             yield "--out: needs --checkpoint, the base model to merge into"
         if self.out_adapter is None and (self.rank is not None or self.max_error is not None):
             yield "--rank, --max_error: only for --out_adapter"
+        try:
+            check_wish(self.rank, self.max_error)
+        except ValueError as error:
+            yield f"--{error}"
         for path, is_folder in ((self.out, self.checkpoint is not None and self.checkpoint.is_dir()), (self.out_adapter, False)):
             if path is not None and not is_folder and path.suffix != ".safetensors":
                 yield f"{path}: only .safetensors files are written"
@@ -123,13 +128,13 @@ def into_checkpoint(options: MergeOptions, networks: Sequence[Network], out: Pat
 def into_adapter(options: MergeOptions, networks: Sequence[Network], out: Path) -> None:
     """Add up to one adapter."""
     network = combined(networks, [strength for _, strength in options.weighted], options.checkpoint)
+    dtype = PRECISIONS[options.precision] or torch.float32
     errors: dict[str, float] = {}
     if options.rank is not None or options.max_error is not None:
-        network, errors = truncated(network, options.rank, options.max_error)
+        network, errors = truncated(network, options.rank, options.max_error, dtype)
     headers = [read_header(file).metadata for file in options.adapters if Path(file).suffix == ".safetensors"]
     shared = set.intersection(*(set(metadata.items()) for metadata in headers)) if headers else set()
     base = {key: value for key, value in shared if key.startswith(ABOUT_THE_BASE)}
-    dtype = PRECISIONS[options.precision] or torch.float32
     network.save_weights(out, dtype, base | structure(network) | described(options))
     print(table(["adapter", "layers", "parameters", "strength"], inputs(options, networks)))
     print()

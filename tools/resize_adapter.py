@@ -69,9 +69,9 @@ def main(argv: list[str]) -> None:
 def resize(options: ResizeOptions) -> None:
     """Read, cut, write and report."""
     network = open_adapter(options.adapter, family=options.family, base=options.base, allow_partial=options.allow_partial)
-    smaller, errors = truncated(network, options.rank, options.max_error)
     header = read_header(options.adapter) if options.adapter.is_file() else Header({}, {})
     dtype = PRECISIONS.get(options.precision, stored_dtype(header))
+    smaller, errors = truncated(network, options.rank, options.max_error, dtype)
     smaller.save_weights(options.out, dtype, described(options, header.metadata, smaller, errors))
     print(table(["algorithm", "layers", "ranks", "now", "parameters", "now"], summary(network, smaller)))
     print()
@@ -117,7 +117,8 @@ def summary(before: Network, after: Network) -> list[list[str]]:
 def worst(before: Network, after: Network, errors: Mapping[str, float]) -> str:
     """The errors at large, and the layers with the largest ones."""
     if not any(errors.values()):
-        return "nothing was lost: no layer is larger than asked for"
+        is_same = all(old is new for old, new in zip(before.adapters, after.adapters, strict=True))
+        return "nothing was lost" + (": no layer is larger than asked for" if is_same else "")
     by_name = {adapter.name: (adapter, new) for adapter, new in zip(before.adapters, after.adapters, strict=True)}
     names = sorted(errors, key=lambda name: -errors[name])[:WORST]
     rows = [[name, str(by_name[name][0].rank), str(by_name[name][1].rank), f"{errors[name]:.4f}"] for name in names]

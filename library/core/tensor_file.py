@@ -19,6 +19,7 @@ from torch import Tensor
 from library.core.atomic import staged
 
 MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+PICKLE_STARTS = (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "U16": 16, "I16": 16, "F16": 16, "BF16": 16,
     "U32": 32, "I32": 32, "F32": 32, "U64": 64, "I64": 64, "F64": 64,
@@ -57,14 +58,15 @@ def read_header(path: Path | str) -> Header:
         raise ValueError(f"{path}: no such file")
     size = path.stat().st_size
     with path.open("rb") as file:
-        start = file.read(8)
-        length = int.from_bytes(start, "little")
-        if len(start) == 8 and start[:2] in (b"PK", b"\x80\x02", b"\x80\x03", b"\x80\x04"):
+        start = file.read(9)
+        length = int.from_bytes(start[:8], "little")
+        if len(start) >= 8 and starts_as_pickle(start):
             raise ValueError(f"{path}: a PyTorch pickle, not a safetensors file; convert it to .safetensors with a tool you trust")
         if len(start) < 8 or length < 2 or length > MAX_HEADER_BYTES:
             raise ValueError(f"{path}: not a safetensors file (no valid header in {size} bytes)")
         if 8 + length > size:
             raise ValueError(f"{path}: truncated; the header alone needs {8 + length} bytes, the file has {size}")
+        file.seek(8)
         raw = file.read(length)
     try:
         entries = json.loads(raw, object_pairs_hook=_unique)
@@ -78,6 +80,12 @@ def read_header(path: Path | str) -> Header:
         state = "truncated" if 8 + length + end > size else "longer than its header says"
         raise ValueError(f"{path}: {state}; it should have {8 + length + end} bytes and has {size}; copy or download it again")
     return Header(tensors, metadata)
+
+
+def starts_as_pickle(start: bytes) -> bool:
+    """Whether a file that begins with these 9 bytes is a pickle: a safetensors header may be 640 bytes long, which begins like one too."""
+    is_header = start[8:9] == b"{" and int.from_bytes(start[:8], "little") <= MAX_HEADER_BYTES
+    return start.startswith(PICKLE_STARTS) and not is_header
 
 
 def load_tensors(path: Path | str, names: Iterable[str] | None = None, device: str | torch.device = "cpu") -> dict[str, Tensor]:
@@ -99,7 +107,10 @@ def save_tensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapp
     ready = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     try:
         with staged(path) as beside:
+            beside.touch()
+            mode = beside.stat().st_mode  # as the umask says; safetensors closes its files to all other users
             save_file(ready, str(beside), metadata=dict(metadata) if metadata else None)
+            beside.chmod(mode)
     except OSError as error:
         raise ValueError(f"{path}: could not be written ({error.strerror or error}); an earlier file of that name is untouched") from error
     except Exception as error:  # safetensors wraps the system's errors in its own exception type

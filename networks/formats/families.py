@@ -11,7 +11,7 @@ FOREIGN = (  # what only the names of other families have -> the family
     (r"(double|single)_blocks_\d+_", "FLUX"),
     (r"single_transformer_blocks_\d+_", "FLUX"),
     (r"lora_te_text_model_|down_blocks_0_attentions_|up_blocks_3_|input_blocks_[12]_1_", "Stable Diffusion 1 or 2"),
-    (r"blocks_\d+_(self|cross)_attn_[qkvo](?!_proj)|blocks_\d+_ffn_", "Wan"),
+    (r"blocks_\d+_(self|cross)_attn_[qkvo](_lora|$)|blocks_\d+_ffn_", "Wan"),
 )
 
 

@@ -48,9 +48,7 @@ def members_of(file: AdapterFile, table: NameTable, *, allow_partial: bool = Fal
     _settle(problems, allow_partial, file)
     if not members:
         raise ValueError("it holds no adapter for the models at hand")
-    mark, value = BASE_NORM_MARK
-    if file.metadata.get(mark) == value:
-        _undo_base_norms([member.adapter for member in members])
+    settle_magnitudes(file, [member.adapter for member in members])
     return members
 
 
@@ -69,6 +67,19 @@ def read_layers(file: AdapterFile, table: NameTable) -> dict[str, Mapping[str, T
             problems.append(str(error))
     _settle(problems, False, file)
     return layers | {name: values.tensors for name, values in left_out.items()}
+
+
+def settle_magnitudes(file: AdapterFile, adapters: Iterable[Adapter]) -> None:
+    """Put DoRA's magnitudes of a file written for ComfyUI over the changed weight again; said where there are no weights for it."""
+    mark, value = BASE_NORM_MARK
+    moved = [adapter for adapter in adapters if adapter.extras.magnitude == "out"]
+    if file.metadata.get(mark) != value or not moved:
+        return
+    if any(adapter.layer.weight.is_meta for adapter in moved):
+        logger.warning("its DoRA magnitudes were rescaled for ComfyUI; without the model's weights they are left so")
+        return
+    for adapter in moved:
+        adapter.measure_changed_weight()
 
 
 # Steps
@@ -114,6 +125,10 @@ def _config_of(configs: Mapping[str, PeftConfig], name: str) -> tuple[PeftConfig
 
 def _adapter(name: str, layer: nn.Module, values: LayerTensors) -> Adapter:
     algorithm = algorithm_of(name, ["dora_scale" if key == MAGNITUDE else key for key in values.tensors])
+    try:
+        algorithm.shape_of(layer)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
     tensors = values.canonical(layer)
     alpha = {"alpha": tensors["alpha"]} if "alpha" in tensors else {}
     shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()} | alpha
@@ -124,16 +139,6 @@ def _adapter(name: str, layer: nn.Module, values: LayerTensors) -> Adapter:
     except (RuntimeError, TypeError, IndexError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name}: its tensors do not fit together ({reason:.200})") from error
-
-
-def _undo_base_norms(adapters: Iterable[Adapter]) -> None:
-    """DoRA's magnitudes of a file that was written for ComfyUI, over the changed weight again; said where there are no weights for it."""
-    moved = [adapter for adapter in adapters if adapter.extras.magnitude == "out"]
-    if any(adapter.layer.weight.is_meta for adapter in moved):
-        logger.warning("its DoRA magnitudes were rescaled for ComfyUI; without the model's weights they are left so")
-        return
-    for adapter in moved:
-        adapter.measure_changed_weight()
 
 
 def _settle(problems: list[str], allow_partial: bool, file: AdapterFile) -> None:

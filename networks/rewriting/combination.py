@@ -13,6 +13,7 @@ from networks.checkpoint_layers import fill_layers
 from networks.difference import Difference, NormShape
 from networks.members import Member
 from networks.network import Network
+from networks.rewriting.algebra import relative_error
 from networks.rewriting.conversion import as_lora, resized, summed
 
 
@@ -46,14 +47,20 @@ def combined(networks: Sequence[Network], strengths: Sequence[float], checkpoint
 
 
 @torch.no_grad()
-def truncated(network: Network, rank: int | None, max_error: float | None) -> tuple[Network, dict[str, float]]:
-    """The network with every adapter that has a rank resized (see `conversion.resized`), and the relative error by adapter name."""
+def truncated(
+    network: Network, rank: int | None, max_error: float | None, dtype: torch.dtype = torch.float32
+) -> tuple[Network, dict[str, float]]:
+    """The network with every adapter that has a rank resized (see `conversion.resized`), and the relative error by adapter name.
+
+    The errors are those of the tensors as they are written, in `dtype`. Raises `ValueError` for values that it cannot hold.
+    """
     errors: dict[str, float] = {}
     members: list[Member] = []
     for member in network.members:
         adapter = member.adapter
         if adapter.is_algorithm:
-            adapter, errors[adapter.name] = resized(adapter, rank=rank, max_error=max_error)
+            adapter, _ = resized(adapter, rank=rank, max_error=max_error)
+            errors[adapter.name] = _written_error(adapter, member.adapter, dtype)
         members.append(Member(adapter=adapter, part=member.part, target=member.target))
     return Network(members, network.naming, network.parts), errors
 
@@ -67,6 +74,19 @@ def structure(network: Network) -> dict[str, str]:
     }
     module = modules.most_common(1)[0][0] if modules else "networks.lora"
     return {"ss_network_module": module} | {key: value.pop() if len(value) == 1 else "Dynamic" for key, value in values.items()}
+
+
+def _written_error(adapter: Adapter, wanted: Adapter, dtype: torch.dtype) -> float:
+    """How far `adapter` is from `wanted` once it is stored in `dtype`: 0 where it is the same, number by number."""
+    tensors = adapter.file_tensors()
+    rounded = {name: tensor if name == "alpha" else tensor.to(dtype) for name, tensor in tensors.items()}
+    if adapter is wanted and all(torch.equal(rounded[name].to(tensor), tensor) for name, tensor in tensors.items()):
+        return 0.0
+    if not all(torch.isfinite(tensor).all() for tensor in rounded.values()):
+        short = str(dtype).removeprefix("torch.")
+        raise ValueError(f"{adapter.name}: holds values that {short} cannot; choose --precision bf16 or float")
+    stored = type(adapter).from_tensors(adapter.name, adapter.layer, rounded)
+    return relative_error(stored.direction(), wanted.direction())
 
 
 def _combined(parts: Sequence[tuple[Member, float]]) -> Adapter:

@@ -81,6 +81,8 @@ def flat(adapter: Adapter) -> Adapter:
 def resized(adapter: Adapter, *, rank: int | None = None, max_error: float | None = None) -> tuple[Adapter, float]:
     """The adapter at a lower rank by the same algorithm, and the relative error; itself where it is no wider already.
 
+    Without `rank` it also stays where the lower rank is no smaller: a Tucker core has to be multiplied out.
+
     LoRA and LoKr: the best there is, for LoKr with its w1 and the wished rank being that of w2. LoHa: a local optimum of alternating least
     squares. With DoRA the magnitudes are kept, and the error is that of the direction. Raises `ValueError` where neither is given,
     for algorithms without a rank, and as `check_wish`.
@@ -170,8 +172,11 @@ AS_PRODUCT: dict[type[Adapter], Callable[..., tuple[LowRank, float]]] = {LoRA: _
 
 
 def _resized_lora(adapter: LoRA, rank: int | None, max_error: float | None) -> tuple[dict[str, Tensor] | None, float]:
-    product, error = _truncated(read_lora(adapter.file_tensors(), adapter.shape), rank, max_error)
-    return (write_lora(product, adapter.scale), error) if product.rank < adapter.rank else (None, 0.0)
+    tensors = adapter.file_tensors()
+    product, error = _truncated(read_lora(tensors, adapter.shape), rank, max_error)
+    smaller = write_lora(product, adapter.scale)
+    is_capped = rank is not None and rank < adapter.rank  # a Tucker core, multiplied out, may be larger at a smaller rank
+    return (smaller, error) if is_capped or parameters(smaller) < parameters(adapter.factors()) else (None, 0.0)
 
 
 def _resized_lokr(adapter: LoKr, rank: int | None, max_error: float | None) -> tuple[dict[str, Tensor] | None, float]:
@@ -180,8 +185,8 @@ def _resized_lokr(adapter: LoKr, rank: int | None, max_error: float | None) -> t
     spectrum = _spectrum(w2)
     kept = rank_for(spectrum.values, rank, max_error)
     smaller = write_lokr(w1, spectrum.low_rank(kept), adapter.scale)
-    is_smaller = kept < w2.rank if isinstance(w2, LowRank) else parameters(smaller) < parameters(tensors)
-    return (smaller, spectrum.error(kept)) if is_smaller else (None, 0.0)
+    is_capped = rank is not None and isinstance(w2, LowRank) and rank < w2.rank
+    return (smaller, spectrum.error(kept)) if is_capped or parameters(smaller) < parameters(adapter.factors()) else (None, 0.0)
 
 
 def _resized_loha(adapter: LoHa, rank: int | None, max_error: float | None) -> tuple[dict[str, Tensor] | None, float]:

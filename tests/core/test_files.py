@@ -27,6 +27,12 @@ def test_a_failed_write_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_tensor_file_is_as_readable_as_any_other(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    save_tensors(tmp_path / "net.safetensors", {"a": torch.ones(2)})
+    assert (tmp_path / "net.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_a_full_disk_while_saving_leaves_the_earlier_file_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "net.safetensors"
     save_tensors(path, {"a": torch.ones(2)})

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -68,3 +69,40 @@ def test_a_detached_network_is_neither_named_nor_switched():
 def test_the_package_says_what_it_has():
     with pytest.raises(AttributeError, match="module 'networks' has no attribute 'nothing'"):
         networks.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"rank": "8"}, "--network_dim 8: must be a whole number of at least 1"),
+        ({"rank": 4.5}, "--network_dim 4.5: must be a whole number"),
+        ({"rank": 0}, "--network_dim 0: must be a whole number of at least 1"),
+        ({"alpha": "8"}, "--network_alpha 8: must be a number that is not negative"),
+        ({"alpha": float("nan")}, "--network_alpha nan: must be a number"),
+        ({"algorithm": None}, "unknown algorithm 'None'"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(arguments: Any, words: str):
+    with pytest.raises(ValueError, match=re.escape(words)):
+        networks.create_network(model(), target_modules="all-linear", **arguments)
+
+
+@pytest.mark.parametrize(("encoders", "count"), [(None, 0), (model(), 1), ([model(), model()], 2)])
+def test_text_encoders_are_none_one_or_several(encoders: Any, count: int):
+    network = networks.create_network(model(), text_encoders=encoders, target_modules="all-linear")
+    assert len({member.part.name for member in network.members}) == 1 + count
+
+
+def test_a_merged_network_is_not_switched_silently():
+    plain = model()
+    network = networks.create_network(plain, name="style", target_modules="all-linear")
+    network.attach()
+    network.merge()
+    for switch in (lambda: networks.set_adapters(plain, {}), lambda: networks.set_adapters(plain, {"style": 0.5})):
+        with pytest.raises(ValueError, match="merged into the weights, and not to be switched until it is unmerged: style"):
+            switch()
+    with pytest.raises(ValueError, match="a merged network cannot be switched"):
+        network.set_enabled(False)
+    network.unmerge()
+    networks.set_adapters(plain, {})
+    assert not any(adapter.enabled for adapter in network.adapters)

@@ -117,3 +117,12 @@ def test_a_quantised_base_is_adapted_as_the_weight_it_stands_for(algorithm: type
     assert relative_error(change, x @ adapter.delta_weight(stands_for).T) < 0.02
     with pytest.raises(ValueError, match="packed"):
         adapter.merge()
+
+
+@pytest.mark.parametrize("algorithm", algorithms())
+@pytest.mark.parametrize(("base", "parameters"), [(torch.float64, torch.float32), (torch.float32, torch.float8_e4m3fn)])
+def test_the_norm_takes_a_base_of_any_width(algorithm: type[Adapter], base: torch.dtype, parameters: torch.dtype):
+    layer = nn.Linear(12, 18).to(base)
+    adapter = algorithm.fresh("lora_unet_x", layer, 2, 1.0, algorithm.Arguments(dora_wd=True)).to(parameters)
+    assert adapter.delta_weight().dtype == torch.float32
+    torch.testing.assert_close(adapter.gain(layer.weight.detach()), torch.ones(18), rtol=0.1, atol=0)

@@ -69,3 +69,10 @@ def test_a_file_of_no_known_family_is_refused_with_the_families_there_are(tmp_pa
         open_adapter(path)
     with pytest.raises(ValueError, match="unknown model family 'flux'"):
         open_adapter(path, family="flux")
+
+
+def test_a_file_whose_names_do_not_tell_the_family_is_refused_with_what_to_give(tmp_path: Path):
+    path = adapter_file(tmp_path / "a.safetensors", {"text_encoder.text_model.encoder.layers.0.mlp.fc1": (3072, 768)})
+    with pytest.raises(ValueError, match=r"a.safetensors: not an adapter of a known family.*give its family \(--family\)"):
+        open_adapter(path)
+    assert [member.part.name for member in open_adapter(path, family="sdxl").members] == ["text encoder 1"]

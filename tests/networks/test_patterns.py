@@ -48,6 +48,7 @@ def test_a_table_is_read_from_a_file_in_its_order(tmp_path: Path):
         ("no/such/table.json", "here 'no/such/table.json': there is no such file"),
         ("{'a': 8", "here '{'a': 8': is no table in the notation of JSON, TOML or Python"),
         ("{[]: 8}", "is no table in the notation"),
+        ("a=8,b=2,a=4", "a regex is given twice"),
         ("a=8,b", "must be of the form regex=number,regex=number"),
         ({"a": True}, "here 'a': True is not a number"),
         ({"a": "nan"}, "here 'a': 'nan' is not a number"),

@@ -100,3 +100,9 @@ def test_a_rate_by_pattern_without_an_adapter_is_said(sdxl: Models, caplog: pyte
     network.keep_parts(denoiser=True, text_encoders=False)
     groups(network)
     assert "network_reg_lrs 'text_model.*': there is no adapter that it matches" in caplog.text
+
+
+def test_a_text_encoder_keeps_its_own_rate_where_another_has_no_adapter(sdxl: Models):
+    network = create(sdxl, text=True)
+    network.members = [member for member in network.members if member.target.name.startswith("lora_te2_")]
+    assert [(group.name, group.rate) for group in network.parameter_groups(1e-4, None, [1e-5, 2e-5])] == [("textencoder 2", 2e-5)]

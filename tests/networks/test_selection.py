@@ -1,6 +1,5 @@
 """Which layers are adapted, with which rank and rate, and what is said about arguments that make no sense."""
 
-import time
 from typing import Any
 
 import pytest
@@ -8,11 +7,8 @@ from torch import nn
 
 from library.core.options import OptionError
 from library.models.architecture import Models
-from library.models.naming import naming_named
 from networks import loha, lokr, lora
-from networks.arguments import NetworkArguments
 from networks.network import Network
-from networks.selection import plan_layers
 
 ATTENTION = "input_blocks.3.1.transformer_blocks.0.attn1.to_q"
 
@@ -193,13 +189,3 @@ def test_verbose_lists_the_layers(sdxl: Models, caplog: pytest.LogCaptureFixture
 def test_too_many_text_encoders_are_refused(sdxl: Models):
     with pytest.raises(ValueError, match="3 text encoders were given; SDXL has 2"):
         loha.create_network(1.0, 4, 1.0, None, [*sdxl.text_encoders, sdxl.text_encoders[0]], sdxl.denoiser)
-
-
-@pytest.mark.slow
-def test_a_full_size_model_is_planned_quickly():
-    naming = naming_named("sdxl")
-    parts = naming.outline()
-    start = time.perf_counter()
-    plans = plan_layers(naming, parts, dim=4, alpha=1.0, arguments=NetworkArguments(conv_dim=4, network_reg_dims=".*attn1.*=8,.*ff.*=2"))
-    assert len(plans) == 1052
-    assert time.perf_counter() - start < 0.3

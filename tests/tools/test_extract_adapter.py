@@ -154,6 +154,8 @@ def test_a_checkpoint_that_is_only_rounded_differently_has_no_changes(small_sdxl
         (["--algorithm", "lokr", "--factor", "serch"], "--factor"),
         (["--rank", "2", "--max_error", "1.5"], "--max_error 1.5: must be at least 0"),
         (["--rank", "2", "--network_args", "only_paterns=x"], "only_patterns"),
+        (["--rank", "2", "--network_args", "dora_wd=True"], "dora_wd: has no effect on an extraction, which takes only_patterns"),
+        (["--rank", "2", "--conv_rank", "2", "--network_args", "conv_dim=4"], "conv_dim: --conv_rank says the same"),
     ],
 )
 def test_wrong_wishes_are_refused(small_sdxl_file: Path, tuned: Path, tmp_path: Path, wish: list[str], message: str):
@@ -181,3 +183,17 @@ def test_a_mistake_ends_with_status_2_and_its_reason(capsys: pytest.CaptureFixtu
         run_script(main)
     assert stop.value.code == 2
     assert "absent.safetensors: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("algorithm", ["lora", "lokr", "loha"])
+def test_a_checkpoint_with_values_that_are_not_finite_is_refused_by_layer(small_sdxl_file: Path, tmp_path: Path, algorithm: str):
+    tensors = load_tensors(small_sdxl_file)
+    save_tensors(tmp_path / "tuned.safetensors", {**tensors, QUERY: tensors[QUERY] * torch.nan})
+    with pytest.raises(ValueError, match="attn1_to_q: .*tuned.safetensors holds NaN or infinity"):
+        extracted(small_sdxl_file, tmp_path / "tuned.safetensors", tmp_path / "out.safetensors", "--rank", "2", "--algorithm", algorithm)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_fitted(small_sdxl_file: Path, tuned: Path, tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="--out .*file: cannot write there"):
+        extracted(small_sdxl_file, tuned, tmp_path / "file" / "out.safetensors", "--rank", "2")

@@ -35,8 +35,10 @@ def test_readers_are_listed_with_the_reason_and_the_command(
     assert "  yes" in found["LyCORIS"]
     assert "ComfyUI divides by the norm of the base weight" in found["ComfyUI"] and "DoRA, which sd-scripts ignores" in found["sd-scripts"]
     commands = [line for line in lines if line.startswith("python -m tools.convert_adapter")]
-    assert f"{path} {tmp_path / 'a-comfyui.safetensors'} --to comfyui --base CHECKPOINT" in commands[1]
-    assert commands[0].endswith("--to kohya --base CHECKPOINT --as_lora") and commands[2].endswith(f"{tmp_path / 'a-peft'} --to peft")
+    base = f"--base {small_sdxl_file}"
+    assert f"{path} {tmp_path / 'a-comfyui.safetensors'} --to comfyui {base}" in commands[1]
+    assert commands[0].endswith(f"--to kohya {base} --as_lora") and commands[2].endswith(f"{tmp_path / 'a-peft'} --to peft {base}")
+    convert(commands[1].split()[3:])  # it runs as it stands
 
 
 @pytest.mark.parametrize("target", ["kohya", "comfyui", "lycoris", "peft", "diffusers"])

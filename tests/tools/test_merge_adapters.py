@@ -160,6 +160,7 @@ def test_whole_differences_add_up_too(files: list[Path], small_sdxl_file: Path, 
         (("--out", "m.safetensors", "--out_adapter", "a.safetensors"), "give either"),
         (("--out", "m.ckpt"), "m.ckpt: only .safetensors files are written"),
         (("--out", "m.safetensors", "--rank", 4), "--rank, --max_error: only for --out_adapter"),
+        (("--out_adapter", "a.safetensors", "--rank", 0), "--rank 0: must be at least 1"),
         (("--out", "lora.safetensors"), "would replace one of the files"),
     ],
 )

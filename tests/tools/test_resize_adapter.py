@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from library.core.tensor_file import load_tensors, read_header
+from library.core.tensor_file import load_tensors, read_header, save_tensors
 from networks.network import Network
 from networks.open_file import open_adapter
 from tools.resize_adapter import main, with_flags
@@ -116,6 +116,32 @@ def test_a_file_that_is_small_enough_is_left_as_it_is(
     assert "nothing was lost" in capsys.readouterr().out
     old, new = load_tensors(before), load_tensors(tmp_path / "out.safetensors")
     assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
+
+
+@pytest.mark.parametrize("rank", [8, 4])
+def test_the_stated_error_is_that_of_the_tensors_as_written(small_sdxl_modules: SimpleNamespace, base: Path, tmp_path: Path, rank: int):
+    before, after = saved(small_sdxl_modules, tmp_path / "in.safetensors", "lora"), tmp_path / "out.safetensors"
+    main([str(before), str(after), "--rank", str(rank), "--base", str(base), "--precision", "bf16"])
+    stated = json.loads(read_header(after).metadata["ss_resized"])["largest_error"]
+    assert stated > 1e-3
+    assert max(errors(before, open_adapter(after, base=base), base).values()) == pytest.approx(stated, abs=2e-6)
+
+
+def test_values_that_the_precision_cannot_hold_are_refused(small_sdxl_modules: SimpleNamespace, base: Path, tmp_path: Path):
+    before = saved(small_sdxl_modules, tmp_path / "in.safetensors", "lora")
+    tensors = load_tensors(before)
+    save_tensors(before, {key: tensor.float() * (1e6 if "lora_up" in key else 1) for key, tensor in tensors.items()})
+    with pytest.raises(ValueError, match="holds values that float16 cannot; choose --precision"):
+        main([str(before), str(tmp_path / "out.safetensors"), "--rank", "8", "--base", str(base), "--precision", "fp16"])
+
+
+def test_layers_without_a_change_lose_nothing(
+    small_sdxl_modules: SimpleNamespace, base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    before = saved(small_sdxl_modules, tmp_path / "in.safetensors", "lora")
+    save_tensors(before, {key: tensor if "alpha" in key else tensor * 0 for key, tensor in load_tensors(before).items()})
+    main([str(before), str(tmp_path / "out.safetensors"), "--rank", "2", "--base", str(base)])
+    assert "nothing was lost\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

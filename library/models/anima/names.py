@@ -108,7 +108,7 @@ class AnimaNaming(Naming):
     marks: ClassVar[tuple[str, ...]] = (
         r"blocks_\d+_((self|cross)_attn_(q|k|v|output)_proj|mlp_layer\d|adaln_modulation)",
         r"(?<!\d_)transformer_blocks_\d+_(attn[12]_to|ff_net|norm[123]_linear)",
-        r"llm_adapter_|text_conditioner_|qwen3_|lora_te1?_(model_)?layers_\d+_",
+        r"llm_adapter_|text_conditioner_|qwen3_|(lora_te1?|^te|text_encoders?(_transformer)?)_(model_)?layers_\d+_",
     )
 
     def recognises(self, denoiser: nn.Module) -> bool:

@@ -74,7 +74,7 @@ class SDXLNaming(Naming):
     marks: ClassVar[tuple[str, ...]] = (
         r"(input_blocks|output_blocks|middle_block)_\d+_",
         r"(down_blocks_[12]|up_blocks_[01]|mid_block)_(attentions|resnets)_\d+_",
-        r"lora_te[12]_text_model_|clip_[lg]_|text_encoder_2_",
+        r"te[12]_text_model_|clip_[lg]_|text_encoder_2_|conditioner_embedders_0_",
     )
 
     def recognises(self, denoiser: nn.Module) -> bool:

@@ -319,6 +319,16 @@ def test_a_file_rescaled_for_comfyui_is_not_exported_again(tmp_path: Path):
         export(network_of(adapter), "lycoris", metadata=metadata)
 
 
+def test_a_file_rescaled_for_comfyui_is_loaded_into_a_network_as_it_was_meant(tmp_path: Path):
+    adapter, _ = case_named("LoRA-dora-conv3x3")
+    write_export(tmp_path / "a.safetensors", export(network_of(adapter), "comfyui"))
+    twin, _ = case_named("LoRA-dora-conv3x3")
+    with torch.no_grad():
+        twin.get_parameter("dora_scale").zero_()
+    network_of(twin).load_weights(tmp_path / "a.safetensors")
+    torch.testing.assert_close(twin.delta_weight(), adapter.delta_weight())
+
+
 # Files
 
 
@@ -337,6 +347,8 @@ def test_metadata_is_kept_as_far_as_it_still_holds(tmp_path: Path):
     assert kept["sshs_model_hash"] != "old" and "lora_adapter_metadata" not in kept
     told = export(network, "diffusers", metadata=given).metadata
     assert told == {"ss_output_name": "style"}
+    write_export(tmp_path / "folder", export(network, "peft", metadata=given))
+    assert read_adapter_file(tmp_path / "folder").metadata == {"ss_output_name": "style", "format": "pt"}
 
 
 def test_a_peft_folder_is_replaced_as_a_whole(tmp_path: Path, sdxl: Any):

@@ -172,6 +172,14 @@ def test_nothing_is_done_where_an_adapter_is_small_enough(case: Case):
     assert resized(adapter, rank=1000 if whole else adapter.rank) == (adapter, 0.0)
 
 
+@pytest.mark.parametrize(("algorithm", "arguments"), [(LoRA, {}), (LoKr, {"factor": 4})], ids=str)
+def test_a_tucker_core_is_not_made_larger_for_an_error(algorithm: type[Adapter], arguments: dict[str, Any]):
+    adapter = made(algorithm, nn.Conv2d(64, 64, 3), rank=4, use_tucker=True, **arguments)
+    smaller, _ = resized(adapter, max_error=0.5)
+    assert parameters(smaller.file_tensors()) <= parameters(adapter.file_tensors())
+    assert resized(adapter, rank=3)[0].rank == 3
+
+
 def test_a_new_size_must_be_given():
     adapter = made(LoRA, nn.Linear(6, 8))
     with pytest.raises(ValueError, match="neither rank nor max_error"):

@@ -1,0 +1,92 @@
+"""One layer and its adapters, where the layer is used or made in unusual ways."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from adapter_cases import filled
+from torch import nn
+
+import networks
+from networks.network import Network
+
+
+def adapted(model: nn.Module, name: str | None = None) -> Network:
+    network = networks.create_network(model.requires_grad_(False), rank=2, name=name, target_modules="all-linear").eval()
+    for adapter in network.adapters:
+        filled(adapter)
+    return network
+
+
+def test_an_input_may_be_given_by_name():
+    model, x = nn.Sequential(nn.Linear(6, 4)), torch.randn(3, 6)
+    adapted(model).attach()
+    assert torch.equal(model[0](input=x), model[0](x))
+
+
+def test_several_adapters_and_the_base_are_rounded_once():
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(64, 64)).to(torch.bfloat16), torch.randn(32, 64).to(torch.bfloat16)
+    base, total = model(x), model(x).float()
+    for name in ("a", "b", "c"):
+        network = adapted(model, name)
+        total = total + network.adapters[0](x)
+        network.attach()
+    assert torch.equal(model(x), total.to(torch.bfloat16))
+    assert model(x).dtype == base.dtype
+
+
+def test_a_computed_weight_is_not_merged_into():
+    model, x = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(6, 4))), torch.randn(3, 6)
+    base, network = model(x), adapted(model)
+    with pytest.raises(ValueError, match="lora_unet_0: its layer computes its weight .*can be attached to it, not merged"):
+        network.merge()
+    assert not any(adapter.is_merged for adapter in network.adapters)
+    network.attach()
+    assert not torch.equal(model(x), base)
+
+
+def test_layers_whose_weights_torch_reads_past_their_forward_are_adapted():
+    torch.manual_seed(0)
+    model: Any = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval()
+    x = torch.randn(2, 3, 16)
+    network = adapted(model)
+    with torch.no_grad():
+        base = model(x)
+        network.attach()
+        attached = model(x)
+        network.detach()
+        assert torch.equal(model(x), base)
+        network.merge()
+        assert not torch.equal(attached, base)
+        torch.testing.assert_close(model(x), attached)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_network_that_cannot_be_merged_whole_is_not_merged_at_all():
+    model: Any = nn.Sequential(nn.Linear(6, 6), nn.Linear(6, 6))
+    network, before = adapted(model), model[0].weight.clone()
+    model[1].weight = nn.Parameter(torch.zeros(6, 6, dtype=torch.int8), requires_grad=False)
+    with pytest.raises(ValueError, match="lora_unet_1: its layer holds a packed"):
+        network.merge()
+    assert torch.equal(model[0].weight, before) and not any(adapter.is_merged for adapter in network.adapters)
+
+
+@pytest.mark.parametrize("on_output", [True, False])
+@pytest.mark.parametrize("layer", [nn.Linear(8, 6), nn.Conv1d(8, 6, 3, padding=1, bias=False)])
+def test_a_magnitude_is_of_the_base_whatever_is_merged_beside_it(layer: nn.Module, on_output: bool):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(copy.deepcopy(layer)).requires_grad_(False), torch.randn(2, 8, 8)
+    plain = networks.create_network(model, rank=2, name="plain", target_modules=["0"]).eval()
+    dora = networks.create_network(model, rank=2, name="dora", target_modules=["0"], dora_wd=True, wd_on_output=on_output).eval()
+    for network in (plain, dora):
+        filled(network.adapters[0])
+        network.attach()
+    expected, delta = model(x), dora.adapters[0].delta_weight()
+    for network in (plain, dora):
+        network.merge()
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+        assert torch.equal(dora.adapters[0].delta_weight(), delta)
+    plain.unmerge()
+    torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
