@@ -183,13 +183,13 @@ def judged(target: str, keys: Sequence[str], network: Network, is_folder: bool =
     """
     writer = writer_named(target)
     ignored = writer.ignored_keys(keys, network.naming, network.parts)
-    if is_folder == bool(writer.suffix):
-        reasons = ["it reads a .safetensors file" if is_folder else "it reads a folder with adapter_config.json"]
-        return Verdict(target=target, reader=writer.reader, objections=reasons, hints=[])
-    if len(ignored) == len(keys):
-        return Verdict(target=target, reader=writer.reader, objections=["it knows none of these names"], hints=[])
     plan = Plan([Entry(member=member, adapter=member.adapter) for member in _representatives(network.members)])
     writer.rewrite(plan, network.naming, Wishes(), Bases())
+    if is_folder == bool(writer.suffix):
+        reasons = ["it reads a .safetensors file" if is_folder else "it reads a folder with adapter_config.json", *plan.refused]
+        return Verdict(target=target, reader=writer.reader, objections=reasons, hints=[])
+    if len(ignored) == len(keys):
+        return Verdict(target=target, reader=writer.reader, objections=["it knows none of these names", *plan.refused], hints=[])
     reasons = [*plan.refused, *dict.fromkeys(f"rewriting is needed: {note}" for entry in plan.entries for note in entry.notes)]
     reasons += [f"it ignores {len(ignored)} of {len(keys)} keys, such as {ignored[0]}"] if ignored else []
     lacking = writer.lacking_keys(keys)

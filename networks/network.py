@@ -44,6 +44,7 @@ class Network(TrainableNetwork):
         super().__init__()
         self.naming = naming
         self.parts = list(parts)  # a plain list: the base models are not submodules
+        self._marks: list[Any] = []  # handles of `_pass`
         self.arguments = arguments or NetworkArguments()
         self.members = list(members)
         for member in self.members:
@@ -88,11 +89,17 @@ class Network(TrainableNetwork):
             raise ValueError(f"a network named '{self.name}' is attached to this model already; give this one another name, or detach that")
         for adapter in self.adapters:
             adapter.attach()
+        if not self._marks:
+            blocks = [block for _, model in self.parts for block in model.modules() if _bypasses_layers(block)]
+            self._marks = [block.register_forward_pre_hook(_pass) for block in blocks]
 
     def detach(self) -> None:
         """Give every layer its own forward back."""
         for adapter in self.adapters:
             adapter.detach()
+        for mark in self._marks:
+            mark.remove()
+        self._marks = []
 
     def merge(self, *, keep: bool = True) -> None:
         """Add every delta to its layer's weight; with `keep`, `unmerge` restores the weights bit for bit from copies.
@@ -126,12 +133,13 @@ class Network(TrainableNetwork):
 
     @torch.no_grad()
     def apply_max_norm_regularization(self, max_norm_value: float, device: Any = None) -> tuple[int, float, float]:
-        """Shrink every delta whose Frobenius norm is above `max_norm_value` to it (`--scale_weight_norms`).
+        """Shrink every trained delta whose Frobenius norm is above `max_norm_value` to it (`--scale_weight_norms`).
 
         Returns how many were shrunk, and mean and maximum of the norms after it. `device` is of sd-scripts' signature; not needed.
         """
-        norms = torch.stack([adapter.delta_norm() for adapter in self.adapters]).tolist()  # one wait for the device, not one a layer
-        for adapter, norm in zip(self.adapters, norms, strict=True):
+        trained = [adapter for adapter in self.adapters if any(factor.requires_grad for factor in adapter.factors().values())]
+        norms = torch.stack([adapter.delta_norm() for adapter in trained]).tolist()  # one wait for the device, not one a layer
+        for adapter, norm in zip(trained, norms, strict=True):
             if norm > max_norm_value:
                 adapter.shrink(max_norm_value / norm)
         kept = [min(norm, max_norm_value) for norm in norms]
@@ -251,6 +259,15 @@ class Network(TrainableNetwork):
     ) -> tuple[list[dict[str, Any]], list[str]]:
         """The same for one rate of all text encoders."""
         return self.prepare_optimizer_params_with_multiple_te_lrs(text_encoder_lr, unet_lr, default_lr)
+
+
+def _bypasses_layers(block: nn.Module) -> bool:
+    """Whether torch may compute a block from the weights of its layers, past their forward; where the block has a hook, it does not."""
+    return isinstance(block, nn.TransformerEncoderLayer)
+
+
+def _pass(layer: nn.Module, args: Any) -> None:
+    """A hook that does nothing."""
 
 
 def read_network(

@@ -23,11 +23,11 @@ from library.core.log import get_logger
 from library.core.spelling import nearest
 from library.core.tensor_file import listing
 from library.models.architecture import Models
-from library.models.naming import naming_of
+from library.models.naming import Naming, naming_of
 from networks.canonical_view import canonical_view
 from networks.members import algorithms
 from networks.rates import spread
-from networks.selection import parts_of
+from networks.selection import parts_of, read_arguments
 
 logger = get_logger(__name__)
 
@@ -124,6 +124,16 @@ def load_network_module(name: str) -> ModuleType:
 def network_modules() -> list[str]:
     """The names of our own network modules: those of the algorithms."""
     return sorted(algorithm.__module__ for algorithm in algorithms())
+
+
+def argument_problems(module: ModuleType, arguments: Mapping[str, Any], naming: Naming) -> list[str]:
+    """What is wrong with network arguments, as far as it shows without the models; nothing is known of third-party modules'."""
+    algorithm = next((algorithm for algorithm in algorithms() if algorithm.__module__ == module.__name__), None)
+    problems: list[str] = []
+    if algorithm is not None:
+        given = {name: value for name, value in arguments.items() if name != "dropout"}
+        read_arguments(algorithm.Arguments, given, naming, problems, algorithm.signature)
+    return problems
 
 
 def build_network(module: ModuleType, request: NetworkRequest) -> TrainableNetwork:

@@ -23,7 +23,6 @@ class Stack:
         self.merged: list[Adapter] = []
         self.base_forward: Any = None
         self.replaced: Any = None  # an instance attribute `forward` that stood there before ours
-        self.mark: Any = None  # the handle of `_pass` on the layer
         self.kept: tuple[Tensor, Tensor | None] | None = None  # weight and bias as they were before the first merge
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # torch's layers name it so, and callers may
@@ -43,7 +42,6 @@ class Stack:
             self.replaced = self.layer.__dict__.get("forward")
             self.base_forward = self.layer.forward
             self.layer.forward = self.forward
-            self.mark = self.layer.register_forward_pre_hook(_pass)
         self.attached.append(adapter)
 
     def detach(self, adapter: "Adapter") -> None:
@@ -55,8 +53,7 @@ class Stack:
                 del self.layer.forward
             else:
                 self.layer.forward = self.replaced
-            self.mark.remove()
-            self.base_forward = self.replaced = self.mark = None
+            self.base_forward = self.replaced = None
         self._leave_if_empty()
 
     def merge(self, adapter: "Adapter", keep: bool) -> None:
@@ -130,10 +127,6 @@ class Stack:
     def _leave_if_empty(self) -> None:
         if not self.attached and not self.merged and self.base_forward is None:
             self.layer.__dict__.pop(ATTRIBUTE, None)
-
-
-def _pass(layer: nn.Module, args: Any) -> None:
-    """A hook that does nothing: `nn.TransformerEncoderLayer` reads the weights of layers without hooks past their forward."""
 
 
 def stack_of(layer: nn.Module) -> Stack:

@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from library.core.log import get_logger
-from library.core.options import option, pairs
-from library.models.architecture import Models
+from library.core.options import OptionError, option, pairs
+from library.models.architecture import Architecture, Models
 from library.training.optimizer import OptimizerOptions
 from networks.network import Network
-from networks.protocol import NetworkRequest, TrainableNetwork, build_network, load_network_module
+from networks.protocol import NetworkRequest, TrainableNetwork, argument_problems, build_network, load_network_module
 
 logger = get_logger(__name__)
 
@@ -74,6 +74,14 @@ class TrainedNetwork:
     def parameters(self) -> list[nn.Parameter]:
         """What is trained: exactly the optimizer's parameters, so that clipping sees nothing else."""
         return [parameter for group in self.groups for parameter in group["params"]]
+
+
+def check_network_arguments(arch: Architecture, options: NetworkOptions) -> None:
+    """Raises `OptionError` with all that is wrong with the module and its arguments, before any model is loaded."""
+    arguments = {given.name: given.value for given in pairs(options.network_args, "--network_args")}
+    problems = argument_problems(load_network_module(options.network_module), arguments, arch)
+    if problems:
+        raise OptionError(problems)
 
 
 def build_trained_network(models: Models, options: NetworkOptions, optimizer: OptimizerOptions, *, text_is_cached: bool) -> TrainedNetwork:

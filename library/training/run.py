@@ -19,7 +19,7 @@ from library.data.dataset import TrainingData
 from library.data.options import DataOptions
 from library.diffusion.loss import LossOptions
 from library.models.architecture import Architecture, architecture_named
-from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, merge_base_weights
+from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, check_network_arguments, merge_base_weights
 from library.training.metadata import Facts, MetadataOptions, file_metadata, run_metadata
 from library.training.model import TrainingModel
 from library.training.not_yet import NOT_YET
@@ -122,6 +122,7 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     set_up_logging(options[LogOptions].console_log_level, options[LogOptions].console_log_file, accelerator.is_main_process)
     for sentence in without_effect(options):
         logger.warning("%s", sentence)
+    check_network_arguments(arch, options[NetworkOptions])
     saver = Saver(options[SaveOptions])
     seed = resolved_seed(options[RunOptions].seed)
     data = load_data(arch, options, seed)

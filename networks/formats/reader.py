@@ -142,7 +142,7 @@ def _adapter(name: str, layer: nn.Module, values: LayerTensors) -> Adapter:
 
 
 def _settle(problems: list[str], allow_partial: bool, file: AdapterFile) -> None:
-    """Raise all problems as one error, or say once that they are skipped; a dozen are named."""
+    """Raise all problems as one error, a dozen named, or say once that they are skipped, with the rest at a lower level."""
     if not problems:
         return
     more = f"; and {len(problems) - LIMIT} more" if len(problems) > LIMIT else ""
@@ -150,3 +150,5 @@ def _settle(problems: list[str], allow_partial: bool, file: AdapterFile) -> None
     if not allow_partial:
         raise ValueError(text)
     logger.warning("%s: only a part of it is used: %s", file.path or "the adapter", text)
+    for problem in problems[LIMIT:]:
+        logger.info("also left out: %s", problem)

@@ -118,6 +118,16 @@ def test_norms_of_deltas_are_bounded(sdxl: Models, module: Any):
     assert (mean, largest) == pytest.approx((sum(found) / len(found), limit), rel=1e-4)
 
 
+def test_frozen_deltas_are_not_shrunk(sdxl: Models):
+    network = create(sdxl)
+    network.parameter_groups(1e-4, None, 0)
+    frozen = {member.adapter.name: member.adapter.direction() for member in network.members if not member.part.is_denoiser}
+    network.apply_max_norm_regularization(1e-3)
+    assert all(
+        torch.equal(member.adapter.direction(), frozen[member.adapter.name]) for member in network.members if member.adapter.name in frozen
+    )
+
+
 # Learning rates
 
 

@@ -9,6 +9,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from library.core.command_line import OptionSet, parse_command_line
+from library.core.options import OptionError
 from library.core.tensor_file import load_tensors, read_header
 from library.models.architecture import architecture_named
 from library.training.not_yet import NOT_YET
@@ -68,6 +69,14 @@ def test_all_extras_train_together_and_files_hold_no_scalar(module: str, small_s
         "--network_weights", str(result.file), "--network_args", *arguments, module=module,
     )  # fmt: skip
     assert read_header(again.file).tensors.keys() == tensors.keys()
+
+
+def test_wrong_network_arguments_are_said_before_a_model_is_loaded(images: Path, tmp_path: Path) -> None:
+    extra = ["--network_args", "conv_dimm=3", "rank_dropout=2", "loraplus_targets=x", "train_llm_adapter=True"]
+    with pytest.raises(OptionError) as caught:
+        run(tmp_path / "absent.safetensors", images, tmp_path, *extra)
+    text = str(caught.value)
+    assert "did you mean 'conv_dim'?" in text and "rank_dropout=2.0" in text and "SDXL has no such layers" in text
 
 
 def test_dora_starts_from_the_weights_that_fp8_has_rounded(small_sdxl_file: Path, images: Path, tmp_path: Path) -> None:
