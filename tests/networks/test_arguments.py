@@ -89,7 +89,8 @@ def test_an_argument_without_effect_is_refused(naming: Naming, given: dict[str, 
     ],
 )
 def test_an_argument_with_what_it_needs_is_taken(naming: Naming, given: dict[str, Any]):
-    read(naming, **given)
+    found, plain = read(naming, **given), read(naming)
+    assert all(getattr(found, name) != getattr(plain, name) for name in given)
 
 
 @pytest.mark.parametrize(
