@@ -76,7 +76,7 @@ def test_everything_wrong_is_said_at_once(sdxl: Models, module: Any):
         sdxl, module=module, dim=0, alpha=-1, neuron_dropout=1.0, conv_dmi=4, rank_dropout="1", preset="full", train_llm_adapter="True"
     )
     assert found == [
-        "--network_dim 0: must be at least 1",
+        "--network_dim 0: must be a whole number of at least 1",
         "--network_alpha -1: must be a number that is not negative",
         "--network_dropout 1.0: must be at least 0 and less than 1",
         "--network_args conv_dmi: unknown network argument 'conv_dmi'; did you mean 'conv_dim'?",
