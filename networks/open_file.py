@@ -7,7 +7,7 @@ from library.models.naming import Naming, naming_named, naming_names
 from networks.files import AdapterFile, read_adapter_file
 from networks.formats.families import family_of, seems_for
 from networks.formats.keys import by_name
-from networks.formats.reader import read_members
+from networks.formats.reader import Misfit, read_members
 from networks.network import Network
 
 
@@ -21,7 +21,14 @@ def open_adapter(path: Path | str, *, family: str | None = None, base: Path | No
     file = read_adapter_file(path)
     naming = _naming_of(file) if family is None else naming_named(family)
     parts = naming.outline(None if base is None else Path(base))
-    return Network(read_members(file, naming, parts, allow_partial=allow_partial), naming, parts)
+    try:
+        members = read_members(file, naming, parts, allow_partial=allow_partial)
+    except Misfit as error:
+        if base is not None:
+            raise
+        advice = "give the checkpoint of a smaller one with --base, in merge_adapters with --checkpoint"
+        raise Misfit(f"{error} ({naming.title} was taken at full size; {advice})") from error
+    return Network(members, naming, parts)
 
 
 def _naming_of(file: AdapterFile) -> Naming:

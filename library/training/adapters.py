@@ -26,9 +26,7 @@ class NetworkOptions:
     network_dim: int | None = option(None, help="rank; 4 where absent")
     network_alpha: float | None = option(None, help="the delta is scaled by alpha / rank; 1 where absent, 0 means alpha = rank")
     network_dropout: float | None = option(None, help="share of the adapters' inputs dropped in training")
-    scale_weight_norms: float | None = option(
-        None, help="after every step, shrink deltas whose Frobenius norm is above this to it; 1 is a good start"
-    )
+    scale_weight_norms: float | None = option(None, help="after every step, shrink deltas whose Frobenius norm is above this to it")
     network_args: tuple[str, ...] = option((), help="arguments of the network module as key=value, for example conv_dim=8")
     network_weights: str | None = option(None, help="adapter file to start from; every key must fit")
     dim_from_weights: bool = option(False, help="take ranks and layers from --network_weights instead of --network_dim")

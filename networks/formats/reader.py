@@ -20,6 +20,10 @@ from networks.members import Member, algorithm_of, readable
 logger = get_logger(__name__)
 
 
+class Misfit(ValueError):
+    """An adapter with layers that these models have not, or with tensors that do not fit them."""
+
+
 def read_members(file: AdapterFile, naming: Naming, parts: Parts, *, allow_partial: bool = False) -> list[Member]:
     """The adapters that a file means on these models, in the order of the family's table.
 
@@ -29,7 +33,8 @@ def read_members(file: AdapterFile, naming: Naming, parts: Parts, *, allow_parti
     try:
         return members_of(file, NameTable(naming, parts), allow_partial=allow_partial)
     except ValueError as error:
-        raise ValueError(f"{file.path}: {error}" if file.path is not None else str(error)) from error
+        kind = Misfit if isinstance(error, Misfit) else ValueError
+        raise kind(f"{file.path}: {error}" if file.path is not None else str(error)) from error
 
 
 def members_of(file: AdapterFile, table: NameTable, *, allow_partial: bool = False) -> list[Member]:
@@ -45,7 +50,7 @@ def members_of(file: AdapterFile, table: NameTable, *, allow_partial: bool = Fal
             members.append(Member(adapter=_adapter(name, layer, values), part=part, target=target))
         except ValueError as error:
             problems.append(str(error))
-    _settle(problems, allow_partial, file)
+    _settle(problems, allow_partial and bool(members), file)  # where nothing is left, what is wrong is the answer
     if not members:
         raise ValueError("it holds no adapter for the models at hand")
     settle_magnitudes(file, [member.adapter for member in members])
@@ -148,7 +153,7 @@ def _settle(problems: list[str], allow_partial: bool, file: AdapterFile) -> None
     more = f"; and {len(problems) - LIMIT} more" if len(problems) > LIMIT else ""
     text = "; ".join(problems[:LIMIT]) + more
     if not allow_partial:
-        raise ValueError(text)
+        raise Misfit(text)
     logger.warning("%s: only a part of it is used: %s", file.path or "the adapter", text)
     for problem in problems[LIMIT:]:
         logger.info("also left out: %s", problem)

@@ -63,6 +63,15 @@ def test_what_does_not_fit_can_be_skipped(tmp_path: Path):
     assert len(open_adapter(path, allow_partial=True).members) == 1
 
 
+@pytest.mark.parametrize("allow_partial", [False, True])
+def test_an_adapter_of_a_smaller_model_is_refused_once_with_the_option_to_give(tmp_path: Path, allow_partial: bool):
+    names = [f"lora_te1_text_model_encoder_layers_{number}_mlp_fc1" for number in range(12)]
+    names += [f"lora_te2_text_model_encoder_layers_{number}_mlp_fc1" for number in range(12)]
+    path = adapter_file(tmp_path / "a.safetensors", dict.fromkeys(names, (16, 8)))
+    with pytest.raises(ValueError, match=r"a.safetensors: .* and \d+ more \(SDXL was taken at full size; give the checkpoint .* --base"):
+        open_adapter(path, allow_partial=allow_partial)
+
+
 def test_a_file_of_no_known_family_is_refused_with_the_families_there_are(tmp_path: Path):
     path = adapter_file(tmp_path / "a.safetensors", {"lora_unet_double_blocks_0_img_attn_proj": (4, 4)})
     with pytest.raises(ValueError, match=r"a.safetensors: .*anima \(Anima\), sdxl \(SDXL\): .* it seems to be for FLUX"):

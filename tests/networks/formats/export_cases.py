@@ -1,15 +1,15 @@
 """A model of one layer under the names of a U-Net, with every algorithm and mode on every kind of layer, to be exported."""
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+import one_layer
 import torch
 from adapter_cases import CASES as ADAPTER_CASES
 from adapter_cases import KINDS, filled
 from torch import Tensor, nn
 
-from library.models.naming import Naming, Part, Target
+from library.models.naming import Part, Target
 from networks.base import Adapter
 from networks.members import Member
 from networks.network import Network
@@ -20,21 +20,13 @@ TARGET = Target(name=NAME, path="m", module_path="m", group="Group", container="
 CASES = {key: case for key, case in ADAPTER_CASES.items() if "reflect" not in key}  # readers ignore padding modes
 
 
-class OneLayer(Naming):
-    """The names of a model whose only layer is `m`."""
+class OneLayer(one_layer.OneLayer):
+    """The names of a model whose only layer is `m`, a layer of a U-Net to writers."""
 
-    name = "one"
-    title = "One"
     parts = (PART,)
-
-    def recognises(self, denoiser: nn.Module) -> bool:
-        return True
 
     def targets(self, part: Part, module: nn.Module) -> list[Target]:
         return [TARGET]
-
-    def outline(self, checkpoint: Path | None = None) -> list[tuple[Part, nn.Module]]:
-        return []
 
 
 class Model(nn.Module):

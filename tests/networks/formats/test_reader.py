@@ -243,7 +243,7 @@ def test_two_adapters_in_one_file_are_refused(sdxl):
 
 
 def test_nothing_for_these_models_is_an_error_even_if_a_part_is_enough(sdxl):
-    with pytest.raises(ValueError, match="it holds no adapter for the models at hand"):
+    with pytest.raises(ValueError, match="1 of 1 adapters are for layers that this SDXL model has not: lora_unet_nothing"):
         read(sdxl, {"lora_unet_nothing.alpha": torch.ones(())}, allow_partial=True)
 
 
