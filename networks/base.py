@@ -8,56 +8,20 @@ The base output and the delta are computed apart and added: W + dW in half preci
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from networks import dora
+from networks.extras import Dropouts, Extras
+from networks.kernels.cost import Path, Ranges, Setting, Ways, cheapest, way_at
+from networks.kernels.products import Base, add_base, autocast_dtype, working_dtype
 from networks.layers import LayerShape, dense_weight
 from networks.stack import attached_to, base_forward_of, kept_weight_of, stack_of
 
-
-@dataclass(frozen=True, kw_only=True)
-class Dropouts:
-    """Probabilities of the three dropouts, each in [0, 1); they act in training mode only and keep the expected output.
-
-    `neuron`: elements of the delta's input. `rank`: ranks, per sample; rows of the delta where there is no rank to drop, or
-    everywhere with `rank_mode` "rows", as LyCORIS and sd-scripts do it.
-    `module`: the whole delta of a layer in a step; the exception: as in sd-scripts, what remains is not scaled up.
-    """
-
-    neuron: float = 0.0
-    rank: float = 0.0
-    module: float = 0.0
-    rank_mode: Literal["rank", "rows"] = "rank"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Extras:
-    """What an adapter of any algorithm may have besides its factors.
-
-    `scalar`: a learned factor on the whole delta, which starts at zero in place of a factor; folded into a factor in files.
-    `magnitude`: DoRA, and the axis of its magnitudes; `full_norm` lets gradients flow through its norm, as LyCORIS does.
-    """
-
-    scalar: bool = False
-    magnitude: dora.Axis | None = None
-    full_norm: bool = False
-
-    @classmethod
-    def asked(cls, arguments: Any) -> "Extras":
-        """Those of the network arguments."""
-        magnitude = ("out" if arguments.wd_on_output else "in") if arguments.dora_wd else None
-        return cls(scalar=arguments.use_scalar, magnitude=magnitude, full_norm=arguments.dora_norm == "full")
-
-    @classmethod
-    def found(cls, name: str, shape: LayerShape, tensors: Mapping[str, Tensor]) -> "Extras":
-        """Those of a file's tensors. Raises `ValueError` for magnitudes that do not fit the layer."""
-        magnitude = tensors.get("dora_scale")
-        return cls(scalar="scalar" in tensors, magnitude=None if magnitude is None else dora.axis_of(shape, magnitude, name))
+HALF_AND_FULL = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Adapter(nn.Module, ABC):
@@ -87,6 +51,9 @@ class Adapter(nn.Module, ABC):
         self.enabled = True
         self.is_merged = False
         self.dropouts = Dropouts()
+        self.path: Path = "auto"
+        self.way_taken: str | None = None  # of the last input, for the log
+        self._ways: dict[tuple[torch.dtype, str, bool], Ranges] = {}
         self.extras = extras or Extras()
         self.register_buffer("alpha", torch.empty(()))
         self._alpha = 0.0
@@ -165,6 +132,10 @@ class Adapter(nn.Module, ABC):
         """What the formula is multiplied by: alpha / rank, and the learned scalar where there is one."""
         return self.scale if self.scalar is None else self.scalar * self.scale
 
+    def scaled(self, factor: Tensor) -> Tensor:
+        """A factor times the learned scalar, where there is one."""
+        return factor if self.scalar is None else factor * self.scalar
+
     def direction(self) -> Tensor:
         """The scaled delta at multiplier 1 in the weight's shape, before DoRA, computed in float32 or better."""
         with torch.autocast(self.alpha.device.type, enabled=False):
@@ -185,9 +156,16 @@ class Adapter(nn.Module, ABC):
         """The change of the bias; algorithms have none."""
         return None
 
-    def delta(self, x: Tensor) -> Tensor:
-        """The change of the output for `x` before DoRA; here by the whole weight, in algorithms by something cheaper."""
-        return self.shape.apply(x, self.direction().to(x.dtype))
+    def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
+        """The change of the output for `x` before DoRA; with `base` the layer's whole output, base and delta rounded once.
+
+        Here by the whole weight, in algorithms by something cheaper.
+        """
+        return self.onto(base, x, self.shape.apply(x, self.direction().to(x.dtype)))
+
+    def onto(self, base: Base | None, x: Tensor, delta: Tensor) -> Tensor:
+        """A delta as it is, or on the base's output where there is one."""
+        return delta if base is None else add_base(x, base, delta, self.shape)
 
     def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
         """The change of the output for `x` as it is trained: with dropouts, in autocast's dtype or the parameters'.
@@ -195,14 +173,50 @@ class Adapter(nn.Module, ABC):
         `output` is the layer's own output for `x`, which DoRA needs and computes if it is not given.
         """
         given = x
-        if not torch.is_autocast_enabled(x.device.type):
-            x = x.to(self.dtype)
+        x = x.to(autocast_dtype(x) or self.dtype)
         if self.training and self.dropouts.neuron:
             x = F.dropout(x, self.dropouts.neuron)
         y = self._dropped_delta(x) if self.dora_scale is None else self._renormalised(x, given, output)
         if self.training and self.dropouts.module:  # a factor rather than a branch: no host sync, and every rank has a gradient
             y = y * (torch.rand((), device=y.device) >= self.dropouts.module).to(y.dtype)
         return y
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the layer's output is now base + multiplier * delta and nothing else, so that `delta` can give it whole."""
+        return self.extras.magnitude is None and not (self.training and self.dropouts.act)
+
+    @property
+    def acts(self) -> bool:
+        """Whether the layer's forward has to run this adapter now."""
+        return self.enabled and not self.is_merged and self.multiplier != 0
+
+    # Ways to the delta
+
+    @property
+    def ways(self) -> Ways | None:
+        """What each of the algorithm's ways to a delta costs; None where there is one only."""
+        return None
+
+    def way(self, x: Tensor, base: Base | None) -> str:
+        """The cheapest way for an input, by the cost model or as `path` says."""
+        key = (x.dtype, x.device.type, base is not None)
+        ranges = self._ways.get(key) or self._ranked(key)
+        way = way_at(ranges, x.numel() // x.shape[self.shape.channel])
+        if way != self.way_taken:
+            self.way_taken = way
+        return way
+
+    def set_path(self, path: Path) -> None:
+        """Force the factored ways or the materialised one, or leave the choice to the cost model ("auto")."""
+        self.path, self._ways = path, {}
+
+    def _ranked(self, key: tuple[torch.dtype, str, bool]) -> Ranges:
+        dtype, device_type, joins = key
+        ways = self.ways
+        assert ways is not None
+        self._ways[key] = cheapest(ways, Setting.of(device_type, working_dtype(dtype, device_type), joins), self.path)
+        return self._ways[key]
 
     def wide(self, parameter: Tensor) -> Tensor:
         """A parameter in at least float32, for `formula`; float8 too, which torch promotes with nothing."""
@@ -288,6 +302,10 @@ class Adapter(nn.Module, ABC):
 
     def attach(self) -> None:
         """Add this delta to the layer's output from now on."""
+        if self.ways is not None:  # before any graph is traced
+            for dtype in HALF_AND_FULL:
+                for joins in (True, False):
+                    self._ranked((dtype, self.alpha.device.type, joins))
         if not self.is_attached:
             stack_of(self.layer).attach(self)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.base import Adapter
+from networks.kernels.products import Base
 from networks.layers import LayerShape
 from networks.stack import ATTRIBUTE
 
@@ -86,12 +87,14 @@ class Difference(Adapter):
     def delta_bias(self) -> Tensor | None:
         return None if self._bias is None else self.wide(self.get_parameter(self._bias))
 
-    def delta(self, x: Tensor) -> Tensor:
+    is_direct = False  # a bias is no product, and a norm none either
+
+    def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
         weight, bias = self.formula().to(x.dtype), self.delta_bias()
         if isinstance(self.shape, NormShape):
             return self._run(x, weight, None if bias is None else bias.to(x.dtype))
         y = self.shape.apply(x, weight)
-        return y if bias is None else y + self.shape.along_channels(bias.to(x.dtype), y)
+        return self.onto(base, x, y if bias is None else y + self.shape.along_channels(bias.to(x.dtype), y))
 
     def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
         """The change of the output for `x`; dropouts do not act on it, for it is not trained."""

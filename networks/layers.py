@@ -1,7 +1,8 @@
 """The layers an adapter can change, seen as one kind: a weight (out, inner, *kernel) and how it is applied."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,20 +64,50 @@ class LayerShape:
         """The dimension of features or channels in inputs and outputs, from the end."""
         return -1 - len(self.kernel)
 
-    def apply(self, x: Tensor, weight: Tensor) -> Tensor:
-        """`x` through `weight` (any rows, the layer's inner and kernel), sliding as the layer does, without bias."""
+    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """`x` through `weight` (any rows, the layer's inner and kernel), sliding as the layer does."""
         if not self.kernel:
-            return F.linear(x, weight)
+            return F.linear(x, weight, bias)
         padding = self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self.edges, mode=self.padding_mode), 0
-        return CONVOLUTIONS[len(self.kernel)](x, weight, None, self.stride, padding, self.dilation, self.groups)
+        return CONVOLUTIONS[len(self.kernel)](x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def mix(self, x: Tensor, matrix: Tensor) -> Tensor:
         """The channels of `x` mixed by `matrix` (rows, channels) at every position."""
         if not self.kernel:
             return F.linear(x, matrix)
-        return CONVOLUTIONS[len(self.kernel)](x, matrix.reshape(*matrix.shape[:2], *(1 for _ in self.kernel)))
+        return CONVOLUTIONS[len(self.kernel)](x, self._pointwise(matrix))
+
+    def padded(self, x: Tensor) -> tuple[Tensor, "LayerShape"]:
+        """`x` padded where the layer pads by anything but a number of zeros on both sides, and the shape that remains to slide."""
+        if not self.kernel or (self.padding_mode == "zeros" and not isinstance(self.padding, str)):
+            return x, self
+        mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
+        return F.pad(x, self.edges, mode=mode), replace(self, padding=(0,) * len(self.kernel), padding_mode="zeros")
+
+    def gradients(self, grad: Tensor, x: Tensor, weight: Tensor, *, needs_x: bool = True, needs_weight: bool = True) -> tuple[Any, Any]:
+        """Gradients of `apply(x, weight)` for a batch, as `padded` leaves a shape: of `x` and of `weight`, None where not needed."""
+        return self._slid_back(grad, x, weight, self.stride, self.padding, self.dilation, self.groups, needs_x, needs_weight)
+
+    def mix_gradients(self, grad: Tensor, x: Tensor, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of `mix(x, matrix)` for convolutions: of `x`, and of `matrix` in its shape."""
+        ones = (1,) * len(self.kernel)
+        grad_x, grad_matrix = self._slid_back(grad, x, self._pointwise(matrix), ones, (0,) * len(ones), ones, 1, True, True)
+        return grad_x, grad_matrix.view(matrix.shape)
+
+    def _pointwise(self, matrix: Tensor) -> Tensor:
+        """A matrix as the weight of a 1x1 convolution."""
+        return matrix.reshape(*matrix.shape[:2], *(1 for _ in self.kernel))
+
+    def _slid_back(
+        self, grad: Tensor, x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any, groups: int, *needs: bool
+    ) -> Any:
+        no_shift = (0,) * len(self.kernel)  # output_padding, of transposed convolutions only
+        found = torch.ops.aten.convolution_backward(
+            grad, x, weight, None, stride, padding, dilation, False, no_shift, groups, (*needs, False)
+        )
+        return found[:2]
 
     def along_channels(self, values: Tensor, x: Tensor) -> Tensor:
         """`values` (channels,) or (batch, channels), shaped to multiply the channels of `x` (batch, ..., channels, *positions)."""
@@ -127,3 +158,14 @@ def dense_weight(layer: nn.Module) -> Tensor:
 def is_plain(weight: Tensor) -> bool:
     """Whether a weight holds its own floats, of any width, rather than a packed form of them."""
     return type(weight.data) is Tensor and weight.is_floating_point()
+
+
+def is_product(layer: nn.Module) -> bool:
+    """Whether a layer's forward is torch's own for a Linear or a convolution, and not that of a subclass."""
+    kind = type(layer)
+    if kind.forward is nn.Linear.forward:
+        return True
+    return any(
+        kind.forward is own.forward and kind._conv_forward is own._conv_forward  # pyright: ignore[reportAttributeAccessIssue]
+        for own in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    )

@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 from networks import dora
 from networks.arguments import NetworkArguments
-from networks.base import Adapter, Extras
+from networks.base import Adapter
+from networks.extras import Extras
 from networks.factory import factory
+from networks.kernels.cost import MATERIALISE, HadamardWays
+from networks.kernels.low_rank import khatri_rao, low_rank
+from networks.kernels.materialised import Hadamard, materialised
+from networks.kernels.products import Base
 from networks.layers import LayerShape, fold_core
 
 
@@ -42,7 +47,6 @@ class LoHa(Adapter):
         self.hada_w2_b = nn.Parameter(torch.empty(right))
         self.hada_t1 = nn.Parameter(torch.empty(rank, rank, *self.shape.kernel)) if has_core else None
         self.hada_t2 = nn.Parameter(torch.empty(rank, rank, *self.shape.kernel)) if has_core else None
-        self.rank_space_is_cheaper = rank * rank * (out + fan_in) < out * fan_in
 
     @classmethod
     def designed(cls, name: str, layer: nn.Module, rank: int, alpha: float, arguments: Any) -> "LoHa":
@@ -74,26 +78,38 @@ class LoHa(Adapter):
         a1, b1, a2, b2 = self._factors(wide=True)
         return (a1 @ b1) * (a2 @ b2)
 
-    def delta(self, x: Tensor) -> Tensor:
-        """As a LoRA of rank r*r where that is cheaper, and always where ranks are dropped: only there is one to drop."""
-        shape, rank = self.shape, self.rank
-        if shape.groups > 1 or not (self.rank_space_is_cheaper or self.drops_ranks):
-            return super().delta(x)
-        up, down = khatri_rao(*self._factors())
-        hidden = shape.apply(x, down.reshape(rank * rank, shape.inner, *shape.kernel)) * self.coefficient
-        if self.drops_ranks:  # independently in both products, so a pair (p, q) stays where both do
-            pairs = self.kept(x, rank).unsqueeze(-1) * self.kept(x, rank).unsqueeze(-2)
-            hidden = hidden * shape.along_channels(pairs.flatten(-2), hidden)
-        return shape.mix(hidden, up)
+    def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
+        """As a LoRA of rank r*r or by the whole weight, whichever is cheaper; where ranks are dropped as the first: it has them."""
+        shape = self.shape
+        a1, b1, a2, b2 = self._factors()
+        factors = (self.scaled(a1), b1, a2, b2)
+        if self.drops_ranks:
+            return self.onto(base, x, self._dropped(x, factors))
+        if shape.groups > 1 or self.way(x, base) == MATERIALISE:
+            return materialised(x, factors, Hadamard(), self.scale, shape, base)
+        return low_rank(x, factors, self.scale, shape, base)
+
+    @property
+    def ways(self) -> HadamardWays:
+        return HadamardWays(self.shape.out, self.shape.fan_in, self.rank)
 
     def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
-        if not self.rank_space_is_cheaper:
+        square, (out, fan_in) = self.rank * self.rank, (self.shape.out, self.shape.fan_in)
+        if square * (out + fan_in) >= out * fan_in:
             return super().overlap(weight, axis)
         return dora.overlap_of_product(*khatri_rao(*self._factors(wide=True)), weight, axis)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.hada_w1_b.dtype
+
+    def _dropped(self, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
+        """The delta with ranks dropped independently in both products, so that a pair (p, q) stays where both do."""
+        shape, rank = self.shape, self.rank
+        up, down = khatri_rao(*factors)
+        hidden = shape.apply(x, down.view(rank * rank, shape.inner, *shape.kernel)) * self.scale
+        pairs = self.kept(x, rank).unsqueeze(-1) * self.kept(x, rank).unsqueeze(-2)
+        return shape.mix(hidden * shape.along_channels(pairs.flatten(-2), hidden), up)
 
     def _factors(self, wide: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1 (out, r), b1 (r, fan-in), a2, b2, whether or not there are cores; `wide` in float32 or better."""
@@ -103,15 +119,6 @@ class LoHa(Adapter):
             return a1, b1, a2, b2
         t1, t2 = (self.wide(self.hada_t1), self.wide(self.hada_t2)) if wide else (self.hada_t1, self.hada_t2)
         return a1.T, fold_core(t1, b1), a2.T, fold_core(t2, b2)
-
-
-def khatri_rao(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
-    """(a1 b1) * (a2 b2) as one product up @ down of rank r1*r2: (out, r1*r2) and (r1*r2, ...), b being (r, ...).
-
-    up[:, pq] = a1[:, p] a2[:, q] and down[pq] = b1[p] b2[q], the row-wise Khatri-Rao products. Exact.
-    """
-    up = (a1.unsqueeze(2) * a2.unsqueeze(1)).flatten(1)
-    return up, (b1.unsqueeze(1) * b2).flatten(0, 1)
 
 
 create_network, create_network_from_weights = factory(LoHa)

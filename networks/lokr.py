@@ -17,8 +17,13 @@ from library.core.options import option
 from library.models.naming import Target
 from networks import dora
 from networks.arguments import WHERE, NetworkArguments
-from networks.base import Adapter, Extras
+from networks.base import Adapter
+from networks.extras import Extras
 from networks.factory import factory
+from networks.kernels.cost import MATERIALISE, KroneckerWays
+from networks.kernels.kronecker import kronecker_product
+from networks.kernels.materialised import Kronecker, materialised
+from networks.kernels.products import Base
 from networks.layers import LayerShape, fold_core
 
 
@@ -166,11 +171,21 @@ class LoKr(Adapter):
             w2 = left @ right if self.lokr_t2 is None else left.T @ fold_core(self.wide(self.lokr_t2), right)
         return w1, w2.reshape(self.split.c, self.split.d, -1)
 
-    def delta(self, x: Tensor) -> Tensor:
-        """Never by an (out, in) tensor: y = w1 X w2^T on the input seen as X (B, D), through w2's rank where it has one."""
-        if self.shape.groups > 1:
-            return super().delta(x)
-        return self._delta_conv(x) if self.shape.kernel else self._delta_linear(x)
+    def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
+        """By w1 and w2 in turn, in the cheapest order: an (out, in) tensor is made for groups only, or where it is asked for."""
+        shape, w1 = self.shape, self._w1()
+        if self.drops_ranks or (self.lokr_t2 is not None and shape.groups == 1 and self.path != MATERIALISE):
+            return self.onto(base, x, self._delta_conv(x, w1) if shape.kernel else self._delta_linear(x, w1))
+        way = MATERIALISE if shape.groups > 1 else self.way(x, base)
+        if way == MATERIALISE:
+            return materialised(x, (w1, self.whole_factors()[1]), Kronecker(), self.scale, shape, base)
+        w2 = (self.lokr_w2,) if self.lokr_w2 is not None else (given(self.lokr_w2_a), given(self.lokr_w2_b))
+        return kronecker_product(x, w1, w2, self.scale, shape, base, mixes_first=way == "w1_first")
+
+    @property
+    def ways(self) -> KroneckerWays:
+        split = self.split
+        return KroneckerWays((split.a, split.b, split.c, split.d * math.prod(self.shape.kernel)), split.rank2)
 
     @property
     def has_ranks(self) -> bool:
@@ -195,39 +210,28 @@ class LoKr(Adapter):
     def stored_alpha(self, alpha: Tensor | None) -> float:
         return super().stored_alpha(alpha) if self.has_rank else float(self.rank)
 
-    # Ways to the output
+    # Through w2's ranks step by step: where some are dropped, and for a core
 
-    def _delta_linear(self, x: Tensor) -> Tensor:
+    def _delta_linear(self, x: Tensor, w1: Tensor) -> Tensor:
         """`x` (..., B * D) to (..., A * C)."""
-        split, w1 = self.split, self._scaled_w1()
-        blocks = x.unflatten(-1, (split.b, split.d))
-        if self.lokr_w2 is None:
-            hidden = torch.matmul(w1, F.linear(blocks, given(self.lokr_w2_b)))  # (..., A, r)
-            return F.linear(self._drop_block_ranks(hidden, x), given(self.lokr_w2_a)).flatten(-2)
-        if split.a * split.d * (split.b + split.c) < split.b * split.c * (split.d + split.a):
-            return F.linear(torch.matmul(w1, blocks), self.lokr_w2).flatten(-2)
-        return torch.matmul(w1, F.linear(blocks, self.lokr_w2)).flatten(-2)
+        blocks = x.unflatten(-1, (self.split.b, self.split.d))
+        hidden = torch.matmul(w1 * self.scale, F.linear(blocks, given(self.lokr_w2_b)))  # (..., A, r)
+        return F.linear(self._drop_block_ranks(hidden, x), given(self.lokr_w2_a)).flatten(-2)
 
-    def _delta_conv(self, x: Tensor) -> Tensor:
-        """`x` (N, B * D, *positions) to (N, A * C, *positions): w2 slides over N * B images, w1 mixes their results."""
+    def _delta_conv(self, x: Tensor, w1: Tensor) -> Tensor:
+        """`x` (N, B * D, *positions) to (N, A * C, *positions): w2's ranks slide over N * B images, w1 mixes their results."""
         split, shape = self.split, self.shape
         if not shape.batch_of(x):
-            return self._delta_conv(x.unsqueeze(0)).squeeze(0)
-        images = x.reshape(-1, split.d, *x.shape[2:])
-        hidden = self._slide(images)  # (N * B, C or r, *positions)
+            return self._delta_conv(x.unsqueeze(0), w1).squeeze(0)
+        hidden = self._slide(x.reshape(-1, split.d, *x.shape[2:]))  # (N * B, r, *positions)
         inner, positions = hidden.shape[1], hidden.shape[2:]
-        hidden = torch.matmul(self._scaled_w1(), hidden.reshape(x.shape[0], split.b, -1))  # (N, A, C or r * positions)
-        if self.lokr_w2 is not None:
-            return hidden.reshape(x.shape[0], split.a * split.c, *positions)
-        hidden = hidden.reshape(x.shape[0], split.a, inner, *positions)
-        hidden = self._drop_block_ranks(hidden, x).reshape(-1, inner, *positions)
+        hidden = torch.matmul(w1 * self.scale, hidden.reshape(x.shape[0], split.b, -1))  # (N, A, r * positions)
+        hidden = self._drop_block_ranks(hidden.reshape(x.shape[0], split.a, inner, *positions), x).reshape(-1, inner, *positions)
         left = given(self.lokr_w2_a)
         return shape.mix(hidden, left if self.lokr_t2 is None else left.T).reshape(x.shape[0], split.a * split.c, *positions)
 
     def _slide(self, images: Tensor) -> Tensor:
-        """`images` (N * B, D, *positions) through the kernel: to C channels, or to w2's ranks."""
-        if self.lokr_w2 is not None:
-            return self.shape.apply(images, self.lokr_w2)
+        """`images` (N * B, D, *positions) through the kernel to w2's ranks."""
         right = given(self.lokr_w2_b)
         if self.lokr_t2 is not None:
             return self.shape.apply(self.shape.mix(images, right), self.lokr_t2)
@@ -237,11 +241,12 @@ class LoKr(Adapter):
         """Rank dropout on `hidden` (batch, ..., A, r, *positions): the rank axis stands where channels do."""
         return hidden * self.shape.along_channels(self.kept(x, self.rank), hidden) if self.drops_ranks else hidden
 
-    def _scaled_w1(self) -> Tensor:
+    def _w1(self) -> Tensor:
+        """w1 (A, B) with the learned scalar, where there is one."""
         if self.lokr_w1 is not None:
-            return self.lokr_w1 * self.coefficient
+            return self.scaled(self.lokr_w1)
         with torch.autocast(self.alpha.device.type, enabled=False):  # a product of parameters: small, and rounded once with the result
-            return given(self.lokr_w1_a) @ given(self.lokr_w1_b) * self.coefficient
+            return self.scaled(given(self.lokr_w1_a) @ given(self.lokr_w1_b))
 
     def _hold(self, name: str, rank: int | None, *, whole: tuple[int, ...], left: tuple, right: tuple) -> None:
         self.register_parameter(name, nn.Parameter(torch.empty(whole)) if rank is None else None)

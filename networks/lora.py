@@ -13,8 +13,13 @@ from torch import Tensor, nn
 
 from networks import dora
 from networks.arguments import NetworkArguments
-from networks.base import Adapter, Extras
+from networks.base import Adapter
+from networks.extras import Extras
 from networks.factory import factory
+from networks.kernels.cost import MATERIALISE, LowRankWays
+from networks.kernels.low_rank import low_rank
+from networks.kernels.materialised import Product, materialised
+from networks.kernels.products import Base
 from networks.layers import LayerShape, fold_core
 
 
@@ -71,16 +76,22 @@ class LoRA(Adapter):
         up, down = self._factors()
         return up @ down
 
-    def delta(self, x: Tensor) -> Tensor:
+    def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
         shape = self.shape
-        if shape.groups > 1:
-            return super().delta(x)
-        down, up = self.lora_down.weight, self.lora_up.weight
+        if shape.groups > 1 or (not self.drops_ranks and self.way(x, base) == MATERIALISE):
+            up, down = self._factors()
+            return materialised(x, (self.scaled(up), down), Product(), self.scale, shape, base)
+        down, up = self.lora_down.weight, self.scaled(self.lora_up.weight)
+        if self.lora_mid is None and not self.drops_ranks:
+            return low_rank(x, (down, up), self.scale, shape, base)
         hidden = shape.apply(x, down) if self.lora_mid is None else shape.apply(shape.mix(x, down), self.lora_mid.weight)
-        hidden = hidden * self.coefficient
         if self.drops_ranks:
             hidden = hidden * shape.along_channels(self.kept(x, self.rank), hidden)
-        return shape.mix(hidden, up)
+        return self.onto(base, x, shape.mix(hidden * self.scale, up))
+
+    @property
+    def ways(self) -> LowRankWays:
+        return LowRankWays(self.shape.out, self.shape.fan_in, self.rank)
 
     def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
         return dora.overlap_of_product(*self._factors(), weight, axis)

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from networks.layers import is_plain
+from networks.kernels.products import Base, add_base, autocast_dtype
+from networks.layers import is_plain, is_product
+from networks.row_blocks import write_sum
 
 if TYPE_CHECKING:
     from networks.base import Adapter
@@ -22,25 +24,53 @@ class Stack:
         self.attached: list[Adapter] = []
         self.merged: list[Adapter] = []
         self.base_forward: Any = None
+        self.is_product = False  # whether the layer's forward is its weight's product and its bias
         self.replaced: Any = None  # an instance attribute `forward` that stood there before ours
         self.kept: tuple[Tensor, Tensor | None] | None = None  # weight and bias as they were before the first merge
 
     def forward(self, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:  # torch's layers name it so, and callers may
-        """The layer's own output plus each adapter's change of it, added apart from the base weight and rounded once.
+        """The layer's own output plus each adapter's change of it, summed apart from the base weight and rounded once.
 
-        Every adapter is a change of the base alone: with two, DoRA's norm does not see the other.
+        Every adapter is a change of the base alone: with two, DoRA's norm does not see the other. Only where the base computes its
+        output by itself (a packed weight, a forward of its own), where the layer is a convolution, or under DoRA, has half precision
+        rounded that output before.
         """
-        base = y = self.base_forward(input, *args, **kwargs)
-        for adapter in self.attached:
-            if adapter.enabled and not adapter.is_merged and adapter.multiplier != 0:
-                y = torch.add(y, adapter(input, base), alpha=adapter.multiplier)
+        active = [adapter for adapter in self.attached if adapter.acts]
+        base = self._base(input) if active and not args and not kwargs else None
+        if base is None or any(adapter.extras.magnitude for adapter in active):
+            return self._added(active, self.base_forward(input, *args, **kwargs), input)
+        x = input.to(autocast_dtype(input) or input.dtype)
+        if len(active) == 1 and active[0].is_direct:
+            return active[0].delta(x, base._replace(multiplier=active[0].multiplier))
+        delta = active[0](input) * active[0].multiplier
+        for adapter in active[1:]:
+            delta = torch.add(delta, adapter(input), alpha=adapter.multiplier)
+        return add_base(x, base, delta, active[0].shape)
+
+    def _added(self, active: list["Adapter"], base: Tensor, input: Tensor) -> Tensor:
+        """The adapters' deltas on an output that the base has computed."""
+        y = base
+        for adapter in active:
+            y = torch.add(y, adapter(input, base), alpha=adapter.multiplier)
         return y.to(base.dtype)
+
+    def _base(self, input: Tensor) -> Base | None:
+        """The base's product, where that is all the layer does and nothing of it is trained."""
+        layer = self.layer
+        if not self.is_product:
+            return None
+        weight, bias = layer.weight, layer.bias
+        if type(weight) is not nn.Parameter or weight.requires_grad or (bias is not None and bias.requires_grad):
+            return None
+        is_cast = autocast_dtype(input) is not None
+        return Base(weight, bias) if weight.is_floating_point() and (is_cast or weight.dtype == input.dtype) else None
 
     def attach(self, adapter: "Adapter") -> None:
         """Add an adapter to the forward; the first one replaces `layer.forward`."""
         if self.base_forward is None:
             self.replaced = self.layer.__dict__.get("forward")
             self.base_forward = self.layer.forward
+            self.is_product = self.replaced is None and is_product(self.layer)
             self.layer.forward = self.forward
         self.attached.append(adapter)
 
@@ -112,17 +142,16 @@ class Stack:
     @torch.no_grad()
     def _write(self, adapters: list["Adapter"], weight: Tensor, bias: Tensor | None) -> None:
         """Weight and bias of the layer as the given ones with these adapters: summed in float32 or better, rounded once."""
-        total, moved = _widened(weight), False
-        shift = None if bias is None else _widened(bias)
+        write_sum(self.layer.weight.data, weight, adapters)
+        if bias is None:
+            return
+        shift, moved = _widened(bias), False
         for adapter in adapters:
-            total.add_(adapter.delta_weight(weight).to(total), alpha=adapter.multiplier)
             change = adapter.delta_bias()
-            if change is not None and shift is not None:
+            if change is not None:
                 shift.add_(change.to(shift), alpha=adapter.multiplier)
                 moved = True
-        self.layer.weight.data.copy_(total if adapters else weight)
-        if bias is not None and shift is not None:
-            self.layer.bias.data.copy_(shift if moved else bias)
+        self.layer.bias.data.copy_(shift if moved else bias)
 
     def _leave_if_empty(self) -> None:
         if not self.attached and not self.merged and self.base_forward is None:

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from networks.kernels.low_rank import khatri_rao
 from networks.layers import fold_core
-from networks.loha import khatri_rao
 from networks.lokr import kronecker
 
 EXACT_SIDE = 256  # up to this smaller side, a dense matrix is decomposed exactly

@@ -11,7 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from library.core.tensor_file import load_tensors, save_tensors
-from networks.base import Adapter, Dropouts
+from networks.base import Adapter
+from networks.extras import Dropouts
 
 PLAIN = [(algorithm, mode) for algorithm, mode in VARIANTS if mode in ("2", "tucker", "scalar", "both", "full")]
 

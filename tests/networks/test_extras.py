@@ -7,7 +7,8 @@ import torch
 from adapter_cases import KINDS, Case, filled, has_arguments, relative_error
 from torch import nn
 
-from networks.base import Adapter, Dropouts
+from networks.base import Adapter
+from networks.extras import Dropouts
 from networks.layers import LayerShape, fold_core
 from networks.lokr import LoKr, LoKrArguments, Split
 from networks.members import algorithms

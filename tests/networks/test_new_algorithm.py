@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from networks.arguments import NetworkArguments
-from networks.base import Adapter, Extras
+from networks.base import Adapter
+from networks.extras import Extras
 from networks.factory import factory
 from networks.layers import LayerShape
 

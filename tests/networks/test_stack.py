@@ -9,6 +9,10 @@ from adapter_cases import filled
 from torch import nn
 
 import networks
+from networks.base import Adapter
+from networks.extras import Dropouts
+from networks.kernels import products
+from networks.members import algorithms
 from networks.network import Network
 
 
@@ -28,13 +32,35 @@ def test_an_input_may_be_given_by_name():
 def test_several_adapters_and_the_base_are_rounded_once():
     torch.manual_seed(0)
     model, x = nn.Sequential(nn.Linear(64, 64)).to(torch.bfloat16), torch.randn(32, 64).to(torch.bfloat16)
-    base, total = model(x), model(x).float()
+    exact = nn.functional.linear(x.double(), model[0].weight.double(), model[0].bias.double())
     for name in ("a", "b", "c"):
         network = adapted(model, name)
-        total = total + network.adapters[0](x)
+        exact = exact + network.adapters[0](x)
         network.attach()
-    assert torch.equal(model(x), total.to(torch.bfloat16))
-    assert model(x).dtype == base.dtype
+    output = model(x)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output.double(), exact, rtol=2**-8, atol=1e-3)
+
+
+@pytest.mark.parametrize("is_emulated", [True, False])
+@pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.title)
+@pytest.mark.parametrize(("way", "count"), [("direct", 1), ("dropouts", 1), ("direct", 2)])
+def test_a_delta_far_below_the_last_bit_of_the_output_is_seen(
+    algorithm: type[Adapter], way: str, count: int, is_emulated: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(products, "_is_emulated", lambda dtype: is_emulated)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 128).requires_grad_(False).to(torch.bfloat16), torch.randn(2048, 64).to(torch.bfloat16)
+    base = nn.functional.linear(x.double(), layer.weight.double(), layer.bias.double())
+    exact = torch.zeros_like(base)
+    for _ in range(count):
+        adapter = filled(algorithm.fresh("x", layer, 4, 1.0, algorithm.Arguments()))
+        adapter.dropouts = Dropouts(rank=1e-9) if way == "dropouts" else Dropouts()
+        adapter.multiplier = float(1e-3 * layer.weight.float().norm() / adapter.delta_weight().norm()) / count
+        exact += x.double() @ adapter.delta_weight().double().T * adapter.multiplier
+        adapter.attach()
+    seen = layer(x).double() - base
+    assert float((seen * exact).sum() / exact.square().sum()) == pytest.approx(1, abs=0.03)
 
 
 def test_a_computed_weight_is_not_merged_into():

@@ -1,0 +1,271 @@
+"""y = W x + b + s * (w1 kron w2) x without the Kronecker product: LoKr.
+
+The input is seen as blocks X (B, D) and the output as Y (A, C): Y = s * w1 X w2^T, and for convolutions w2 slides over the B images.
+Three orders, all exact, of which `cost.py` takes the cheapest:
+
+    rank space (w2 = w2_a w2_b):  Y = s * (w1 (X w2_b^T)) w2_a^T        the cost of a LoRA of rank r, and r * A * B
+    w2 first:                     Y = s * w1 (X w2^T)
+    w1 first:                     Y = s * (w1 X) w2^T
+
+Backward by the same identities: with J = grad w2 (A, D), grad_X = s * w1^T J and grad_w1 = s * J X^T; grad_w2 = s * grad^T (w1 X), or
+with the blocks of grad mixed instead, s * (w1^T grad)^T X. Nothing of the weight's size is made, and x and the factors are all that is kept.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from networks.kernels.low_rank import KEPT_SHARE
+from networks.kernels.products import Base, cast, convolved, input_gradient, joined_product, without_autocast, working_dtype
+from networks.layers import LayerShape
+
+
+def kronecker_product(
+    x: Tensor, w1: Tensor, w2: tuple[Tensor, ...], scale: float, shape: LayerShape, base: Base | None = None, *, mixes_first: bool = False
+) -> Tensor:
+    """The scaled delta of `x` (..., B * D) or (batch, B * D, *positions), with `base` the layer's whole output, in the dtype of `x`.
+
+    `w1` (A, B); `w2` is one tensor (C, D, *kernel), or w2_a (C, r) and w2_b (r, D * kernel), in any float dtype; gradients come back in
+    theirs. `mixes_first` applies w1 to the input's blocks instead of the output's; in rank space it has no meaning.
+    """
+    weight, bias, strength = base or (None, None, 1.0)
+    scale = scale * strength
+    if not shape.kernel:
+        function: Any = _RankedLinear if len(w2) == 2 else _WholeLinear
+        y = function.apply(x.reshape(-1, x.shape[-1]), weight, bias, scale, mixes_first, w1, *w2)
+        return y.view(*x.shape[:-1], shape.out)
+    function = _RankedConvolution if len(w2) == 2 else _WholeConvolution
+    return convolved(x, shape, lambda x, shape: function.apply(x, weight, bias, scale, mixes_first, shape, w1, *w2))
+
+
+class _RankedLinear(torch.autograd.Function):
+    """Rows x (M, B * D), through the rank of w2."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, _: bool, w1: Tensor, left: Tensor, right: Tensor
+    ) -> Tensor:
+        dtype = working_dtype(x.dtype, x.device.type)
+        with without_autocast(x):
+            rows, mixer, up, down = cast(dtype, x, w1, left, right)
+            hidden = _blocks(rows, w1.shape[1]) @ down.t()  # (M, B, r)
+            mixed = torch.matmul(mixer, hidden).flatten(0, 1)  # (M * A, r)
+
+            def write(y: Tensor, beta: float) -> None:
+                y.view(-1, up.shape[0]).addmm_(mixed, up.t(), beta=beta, alpha=scale)
+
+            y = joined_product(rows, weight, bias, w1.shape[0] * left.shape[0], write)
+        is_small = hidden[0].numel() <= KEPT_SHARE * x.shape[1]
+        ctx.save_for_backward(x, weight, hidden.to(x.dtype) if is_small else None, w1, left, right)
+        ctx.scale = scale
+        return y.to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, hidden, *factors = ctx.saved_tensors
+        dtype = working_dtype(grad.dtype, grad.device.type)
+        with without_autocast(grad):
+            rows, grad, mixer, up, down = cast(dtype, x, grad, *factors)
+            (a, b), r = mixer.shape, down.shape[0]
+            hidden = _blocks(rows, b) @ down.t() if hidden is None else hidden.to(dtype)  # (M, B, r)
+            out_blocks = grad.view(-1, up.shape[0])  # (M * A, C)
+            grad_mixed = grad.new_empty(out_blocks.shape[0], r).addmm_(out_blocks, up, beta=0, alpha=ctx.scale)
+            mixed = torch.matmul(mixer, hidden).view(-1, r)
+            grad_up = up.new_empty(up.shape).addmm_(out_blocks.t(), mixed, beta=0, alpha=ctx.scale)
+            grad_hidden = torch.matmul(mixer.t(), grad_mixed.view(-1, a, r)).view(-1, r)  # (M * B, r)
+            grad_mixer = _sum_of_products(grad_mixed.view(-1, a, r), hidden)
+            in_blocks = rows.view(-1, down.shape[1])  # (M * B, D)
+            grad_down = grad_hidden.t() @ in_blocks
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                total, beta = input_gradient(grad, weight, x.shape[1])
+                total.view(in_blocks.shape).addmm_(grad_hidden, down, beta=beta)
+                grad_x = total.to(x.dtype)
+        return grad_x, None, None, None, None, *_like(factors, grad_mixer, grad_up, grad_down)
+
+
+class _WholeLinear(torch.autograd.Function):
+    """Rows x (M, B * D), with w2 whole."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, mixes_first: bool, w1: Tensor, w2: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight, w1, w2)
+        ctx.scale = scale
+        dtype = working_dtype(x.dtype, x.device.type)
+        with without_autocast(x):
+            rows, mixer, matrix = cast(dtype, x, w1, w2)
+            (a, b), c = mixer.shape, matrix.shape[0]
+            if mixes_first:
+                blocks = torch.matmul(mixer, _blocks(rows, b)).flatten(0, 1)  # (M * A, D)
+
+                def write(y: Tensor, beta: float) -> None:
+                    y.view(-1, c).addmm_(blocks, matrix.t(), beta=beta, alpha=scale)
+            else:
+                blocks = _blocks(rows, b) @ matrix.t()  # (M, B, C)
+
+                def write(y: Tensor, beta: float) -> None:
+                    _mix_onto(y.view(-1, a, c), mixer, blocks, beta, scale)
+
+            y = joined_product(rows, weight, bias, a * c, write)
+        return y.to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, *factors = ctx.saved_tensors
+        dtype = working_dtype(grad.dtype, grad.device.type)
+        with without_autocast(grad):
+            rows, grad, mixer, matrix = cast(dtype, x, grad, *factors)
+            (a, b), (c, d) = mixer.shape, matrix.shape
+            out_blocks, in_blocks = grad.view(-1, a, c), rows.view(-1, b, d)
+            through = out_blocks @ matrix  # (M, A, D)
+            grad_mixer = _sum_of_products(through, in_blocks).mul_(ctx.scale)
+            grad_x = None
+            if ctx.needs_input_grad[0]:
+                total, beta = input_gradient(grad, weight, x.shape[1])
+                _mix_onto(total.view(in_blocks.shape), mixer.t(), through, beta, ctx.scale)
+                grad_x = total.to(x.dtype)
+            if a * d <= b * c:  # mix the narrower side
+                left, right = out_blocks, torch.matmul(mixer, in_blocks)
+            else:
+                left, right = torch.matmul(mixer.t(), out_blocks), in_blocks
+            grad_matrix = grad.new_empty(c, d).addmm_(left.flatten(0, 1).t(), right.flatten(0, 1), beta=0, alpha=ctx.scale)
+        return grad_x, None, None, None, None, *_like(factors, grad_mixer, grad_matrix)
+
+
+class _RankedConvolution(torch.autograd.Function):
+    """Images x (N, B * D, *positions): w2_b slides over N * B images, w1 and w2_a mix its ranks."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, _: bool, shape: LayerShape, w1: Tensor,
+        left: Tensor, right: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, w1, left, right)
+        ctx.scale, ctx.shape = scale, shape
+        dtype = working_dtype(x.dtype, x.device.type)
+        with without_autocast(x):
+            images, mixer, up, down = cast(dtype, x, w1, left, right)
+            d = images.shape[1] // mixer.shape[1]
+            hidden = shape.apply(_split(images, mixer.shape[1]), down.view(-1, d, *shape.kernel))  # (N * B, r, *positions)
+            delta = shape.mix(_mixed(mixer * scale, hidden), up)  # (N * A, C, *positions)
+            y = _onto_base(images, weight, bias, shape, delta)
+        return y.to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, *factors = ctx.saved_tensors
+        shape, dtype = ctx.shape, working_dtype(grad.dtype, grad.device.type)
+        with without_autocast(grad):
+            images, grad, mixer, up, down = cast(dtype, x, grad, *factors)
+            (a, b), kernel = mixer.shape, down.view(down.shape[0], -1, *shape.kernel)
+            blocks = _split(images, b)
+            hidden = shape.apply(blocks, kernel)
+            scaled = mixer * ctx.scale
+            grad_mixed, grad_up = shape.mix_gradients(_split(grad, a), _mixed(scaled, hidden), up)  # (N * A, r, *positions)
+            grad_mixer = _image_products(grad_mixed, a, hidden, b).mul_(ctx.scale)
+            grad_x, grad_kernel = shape.gradients(_mixed(scaled.t(), grad_mixed), blocks, kernel, needs_x=ctx.needs_input_grad[0])
+            grad_x = _with_base(grad_x, grad, images, weight, shape)
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        return grad_x, None, None, None, None, None, *_like(factors, grad_mixer, grad_up, grad_kernel)
+
+
+class _WholeConvolution(torch.autograd.Function):
+    """Images x (N, B * D, *positions), with w2 whole."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, mixes_first: bool, shape: LayerShape, w1: Tensor,
+        w2: Tensor,
+    ) -> Tensor:  # fmt: skip
+        ctx.save_for_backward(x, weight, w1, w2)
+        ctx.scale, ctx.shape = scale, shape
+        dtype = working_dtype(x.dtype, x.device.type)
+        with without_autocast(x):
+            images, mixer, kernel = cast(dtype, x, w1 * scale, w2)
+            blocks = _split(images, mixer.shape[1])
+            delta = shape.apply(_mixed(mixer, blocks), kernel) if mixes_first else _mixed(mixer, shape.apply(blocks, kernel))
+            y = _onto_base(images, weight, bias, shape, delta)
+        return y.to(x.dtype)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, *factors = ctx.saved_tensors
+        shape, dtype = ctx.shape, working_dtype(grad.dtype, grad.device.type)
+        with without_autocast(grad):
+            images, grad, mixer, kernel = cast(dtype, x, grad, *factors)
+            a, b = mixer.shape
+            blocks, scaled = _split(images, b), mixer * ctx.scale
+            # the gradients at the mixed input, through w2 alone: both of w1 and of x follow from it by small sums
+            through, grad_kernel = shape.gradients(_split(grad, a), _mixed(scaled, blocks), kernel)
+            grad_mixer = _image_products(through, a, blocks, b).mul_(ctx.scale)
+            grad_x = _mixed(scaled.t(), through) if ctx.needs_input_grad[0] else None
+            grad_x = _with_base(grad_x, grad, images, weight, shape)
+        grad_x = None if grad_x is None else grad_x.to(x.dtype)
+        return grad_x, None, None, None, None, None, *_like(factors, grad_mixer, grad_kernel)
+
+
+# Blocks
+
+
+def _blocks(rows: Tensor, count: int) -> Tensor:
+    """Rows (M, count * D) as (M, count, D)."""
+    return rows.view(rows.shape[0], count, -1)
+
+
+def _mix_onto(y: Tensor, mixer: Tensor, blocks: Tensor, beta: float, scale: float) -> None:
+    """y (M, A, C) becomes beta * y + scale * mixer @ blocks, for blocks (M, B, C)."""
+    y.baddbmm_(mixer.expand(y.shape[0], -1, -1), blocks, beta=beta, alpha=scale)
+
+
+def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
+    """Sum over M of left (M, A, D) @ right (M, B, D)^T: (A, B)."""
+    return torch.bmm(left, right.transpose(1, 2)).sum(0)
+
+
+def _like(factors: list[Tensor], *gradients: Tensor) -> list[Tensor]:
+    """Gradients in the shapes and dtypes of the stored factors."""
+    return [gradient.reshape(factor.shape).to(factor.dtype) for gradient, factor in zip(gradients, factors, strict=True)]
+
+
+# Images
+
+
+def _split(images: Tensor, count: int) -> Tensor:
+    """Images (N, count * D, *positions) as (N * count, D, *positions)."""
+    return images.reshape(images.shape[0] * count, -1, *images.shape[2:])
+
+
+def _mixed(mixer: Tensor, images: Tensor) -> Tensor:
+    """Images (N * B, C, *positions) mixed over B: (N * A, C, *positions)."""
+    a, b = mixer.shape
+    return torch.matmul(mixer, images.reshape(-1, b, images[0].numel())).view(-1, *images.shape[1:])
+
+
+def _image_products(left: Tensor, a: int, right: Tensor, b: int) -> Tensor:
+    """Sum over images and positions of left (N * A, ...) times right (N * B, ...): (A, B)."""
+    size = left[0].numel()
+    return _sum_of_products(left.reshape(-1, a, size), right.reshape(-1, b, size))
+
+
+def _onto_base(images: Tensor, weight: Tensor | None, bias: Tensor | None, shape: LayerShape, delta: Tensor) -> Tensor:
+    """The delta (N * A, C, *positions) as (N, A * C, *positions), on the base's output where there is a weight."""
+    delta = delta.reshape(images.shape[0], shape.out, *delta.shape[2:])
+    if weight is None:
+        return delta
+    dtype = images.dtype
+    return shape.apply(images, weight.to(dtype), None if bias is None else bias.to(dtype)).add_(delta)
+
+
+def _with_base(grad_x: Tensor | None, grad: Tensor, images: Tensor, weight: Tensor | None, shape: LayerShape) -> Tensor | None:
+    """The delta's input gradient in the input's shape, with the base's on top."""
+    if grad_x is None:
+        return None
+    grad_x = grad_x.reshape(images.shape)
+    return grad_x if weight is None else grad_x.add_(shape.gradients(grad, images, weight.to(grad.dtype), needs_weight=False)[0])

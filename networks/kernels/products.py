@@ -1,0 +1,136 @@
+"""How a frozen layer's output and an adapter's delta become one: summed before the sum is rounded, once.
+
+In half precision a base output of its own would be rounded first, and swallow a delta below its last bit. So the delta is written first
+and the base's product accumulates onto it, in the float32 accumulator that every matrix product has; the bias follows, for it would
+swallow the delta too. In float32 the base comes first, with its bias, and the delta accumulates onto it.
+No library convolution accumulates onto an addend, so kernels larger than 1x1 keep two roundings in half precision.
+"""
+
+import functools
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from networks.layers import LayerShape
+
+Write = Callable[[Tensor, float], Any]
+"""`write(y, beta)`: y (M, out) becomes beta * y + delta, in place; beta is 1, or 0 where y holds nothing yet."""
+
+
+class Base(NamedTuple):
+    """The frozen product of a layer that a delta is added to: `weight` (out, inner, *kernel), `bias` (out,) or None.
+
+    `multiplier` is the strength of the delta. Both tensors in any float dtype: they are cast to the input's.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    multiplier: float = 1.0
+
+
+def working_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
+    """The dtype in which products of `dtype` are computed: float32 for half precision on a CPU without instructions for it."""
+    return torch.float32 if device_type == "cpu" and dtype.itemsize == 2 and _is_emulated(dtype) else dtype
+
+
+@torch.compiler.assume_constant_result
+@functools.cache
+def _is_emulated(dtype: torch.dtype) -> bool:
+    """Whether this CPU computes half precision by conversions, element by element: many times slower than float32."""
+    mkldnn = torch.ops.mkldnn
+    is_supported = mkldnn._is_mkldnn_bf16_supported if dtype == torch.bfloat16 else mkldnn._is_mkldnn_fp16_supported
+    return not is_supported()
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype in which autocast computes products of `x` now, if it does."""
+    device_type = x.device.type
+    is_cast = torch.is_autocast_enabled(device_type) and x.dtype != torch.float64
+    return torch.get_autocast_dtype(device_type) if is_cast else None
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which products keep the dtypes they are given."""
+    device_type = x.device.type
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
+def cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
+    """Tensors in `dtype`."""
+    return [tensor.to(dtype) for tensor in tensors]
+
+
+def joined_product(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: int, write: Write) -> Tensor:
+    """x (M, in) through weight and bias, plus what `write` adds: (M, out), rounded once. Without a weight the delta alone."""
+    if weight is None:
+        y = x.new_empty(x.shape[0], out)
+        write(y, 0.0)
+        return y
+    weight = weight.to(x.dtype)
+    if x.itemsize >= 4:
+        y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        write(y, 1.0)
+        return y
+    y = x.new_empty(x.shape[0], out)
+    write(y, 0.0)
+    y.addmm_(x, weight.t())
+    return y if bias is None else y.add_(bias)
+
+
+def input_gradient(grad: Tensor, weight: Tensor | None, inner: int) -> tuple[Tensor, float]:
+    """The base's part of an input gradient (M, in) for `grad` (M, out), and the `beta` with which the delta's is accumulated onto it."""
+    if weight is None:
+        return grad.new_empty(grad.shape[0], inner), 0.0
+    return grad @ weight.to(grad.dtype), 1.0
+
+
+def convolved(x: Tensor, shape: LayerShape, run: Callable[[Tensor, LayerShape], Any]) -> Tensor:
+    """`run` on an input that has a batch, and on a shape whose padding is by numbers, as convolutions' gradients need it."""
+    if not shape.batch_of(x):
+        return convolved(x.unsqueeze(0), shape, run).squeeze(0)
+    return run(*shape.padded(x))
+
+
+def add_base(x: Tensor, base: Base, delta: Tensor, shape: LayerShape) -> Tensor:
+    """A delta of any origin and float dtype on the base's output for `x`, in the dtype of `x`; its strength is applied here."""
+    delta = delta if base.multiplier == 1 else delta * base.multiplier
+    if shape.kernel and not shape.batch_of(x):
+        return add_base(x.unsqueeze(0), base._replace(multiplier=1.0), delta.unsqueeze(0), shape).squeeze(0)
+    x, shape = shape.padded(x)
+    return _Sum.apply(x, delta, base.weight, base.bias, shape)  # pyright: ignore[reportReturnType]
+
+
+class _Sum(torch.autograd.Function):
+    """A delta plus the base's output."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, delta: Tensor, weight: Tensor, bias: Tensor | None, shape: LayerShape) -> Tensor:
+        ctx.save_for_backward(x if shape.kernel else None, weight)  # a convolution's gradient asks for its input, if only for the sizes
+        ctx.shape, ctx.delta_dtype = shape, delta.dtype
+        dtype = working_dtype(x.dtype, x.device.type)
+        with without_autocast(x):
+            if shape.kernel:
+                y = shape.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)) + delta
+                return y.to(x.dtype)
+            rows = delta.reshape(-1, delta.shape[-1]).to(dtype)
+            y = joined_product(
+                x.reshape(-1, x.shape[-1]).to(dtype), weight, bias, delta.shape[-1], lambda y, beta: y.add_(rows) if beta else y.copy_(rows)
+            )
+        return y.to(x.dtype).view(delta.shape)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            dtype = working_dtype(grad.dtype, grad.device.type)
+            with without_autocast(grad):
+                wide, weight = grad.to(dtype), weight.to(dtype)
+                found = wide @ weight if x is None else ctx.shape.gradients(wide, x.to(dtype), weight, needs_weight=False)[0]
+            grad_x = found.to(grad.dtype)
+        return grad_x, grad.to(ctx.delta_dtype), None, None, None
