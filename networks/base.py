@@ -18,7 +18,7 @@ from networks import dora
 from networks.extras import Dropouts, Extras
 from networks.kernels.cost import Path, Ranges, Setting, Ways, cheapest, way_at
 from networks.kernels.products import Base, add_base, autocast_dtype, working_dtype
-from networks.layers import LayerShape, dense_weight
+from networks.layers import LayerShape, dense_weight, fitted
 from networks.stack import attached_to, base_forward_of, kept_weight_of, stack_of
 
 HALF_AND_FULL = (torch.float32, torch.bfloat16, torch.float16)
@@ -396,17 +396,3 @@ class Adapter(nn.Module, ABC):
         alpha = state_dict.get(f"{prefix}alpha")
         if alpha is not None and not alpha.is_meta:
             self.set_alpha(self.stored_alpha(alpha))
-
-
-def fitted(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """`tensor` in `shape`, where only the writing differs: (r, i*k*k) or (r, i, k, k), with or without trailing ones.
-
-    Raises `ValueError` naming both shapes otherwise.
-    """
-    if tensor.numel() == 1 == math.prod(shape):
-        return tensor.reshape(shape)
-    is_flat = min(tensor.dim(), len(shape)) < 3  # else every dimension has its place, but for those of size 1
-    is_same = is_flat or [side for side in tensor.shape if side > 1] == [side for side in shape if side > 1]
-    if tensor.dim() == 0 or tensor.shape[0] != shape[0] or tensor.numel() != math.prod(shape) or not is_same:
-        raise ValueError(f"{name} has the shape {list(tensor.shape)}; {list(shape)} was expected")
-    return tensor.reshape(shape)

@@ -169,3 +169,17 @@ def is_product(layer: nn.Module) -> bool:
         kind.forward is own.forward and kind._conv_forward is own._conv_forward  # pyright: ignore[reportAttributeAccessIssue]
         for own in (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     )
+
+
+def fitted(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """`tensor` in `shape`, where only the writing differs: (r, i*k*k) or (r, i, k, k), with or without trailing ones.
+
+    Raises `ValueError` naming both shapes otherwise.
+    """
+    if tensor.numel() == 1 == math.prod(shape):
+        return tensor.reshape(shape)
+    is_flat = min(tensor.dim(), len(shape)) < 3  # else every dimension has its place, but for those of size 1
+    is_same = is_flat or [side for side in tensor.shape if side > 1] == [side for side in shape if side > 1]
+    if tensor.dim() == 0 or tensor.shape[0] != shape[0] or tensor.numel() != math.prod(shape) or not is_same:
+        raise ValueError(f"{name} has the shape {list(tensor.shape)}; {list(shape)} was expected")
+    return tensor.reshape(shape)

@@ -19,7 +19,7 @@ from networks.factory import factory
 from networks.kernels.cost import MATERIALISE, HadamardWays
 from networks.kernels.low_rank import khatri_rao, low_rank
 from networks.kernels.materialised import Hadamard, materialised
-from networks.kernels.products import Base
+from networks.kernels.products import Base, cast
 from networks.layers import LayerShape, fold_core
 
 
@@ -106,7 +106,7 @@ class LoHa(Adapter):
     def _dropped(self, x: Tensor, factors: tuple[Tensor, ...]) -> Tensor:
         """The delta with ranks dropped independently in both products, so that a pair (p, q) stays where both do."""
         shape, rank = self.shape, self.rank
-        up, down = khatri_rao(*factors)
+        up, down = cast(x.dtype, *khatri_rao(*factors))
         hidden = shape.apply(x, down.view(rank * rank, shape.inner, *shape.kernel)) * self.scale
         pairs = self.kept(x, rank).unsqueeze(-1) * self.kept(x, rank).unsqueeze(-2)
         return shape.mix(hidden * shape.along_channels(pairs.flatten(-2), hidden), up)

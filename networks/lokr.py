@@ -23,7 +23,7 @@ from networks.factory import factory
 from networks.kernels.cost import MATERIALISE, KroneckerWays
 from networks.kernels.kronecker import kronecker_product
 from networks.kernels.materialised import Kronecker, materialised
-from networks.kernels.products import Base
+from networks.kernels.products import Base, cast
 from networks.layers import LayerShape, fold_core
 
 
@@ -174,12 +174,17 @@ class LoKr(Adapter):
     def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
         """By w1 and w2 in turn, in the cheapest order: an (out, in) tensor is made for groups only, or where it is asked for."""
         shape, w1 = self.shape, self._w1()
-        if self.drops_ranks or (self.lokr_t2 is not None and shape.groups == 1 and self.path != MATERIALISE):
+        if self.drops_ranks:
             return self.onto(base, x, self._delta_conv(x, w1) if shape.kernel else self._delta_linear(x, w1))
         way = MATERIALISE if shape.groups > 1 else self.way(x, base)
         if way == MATERIALISE:
             return materialised(x, (w1, self.whole_factors()[1]), Kronecker(), self.scale, shape, base)
-        w2 = (self.lokr_w2,) if self.lokr_w2 is not None else (given(self.lokr_w2_a), given(self.lokr_w2_b))
+        if self.lokr_w2 is not None:
+            w2 = (self.lokr_w2,)
+        elif self.lokr_t2 is None:
+            w2 = (given(self.lokr_w2_a), given(self.lokr_w2_b))
+        else:
+            w2 = (given(self.lokr_w2_a).T, given(self.lokr_w2_b), self.lokr_t2)
         return kronecker_product(x, w1, w2, self.scale, shape, base, mixes_first=way == "w1_first")
 
     @property
@@ -210,13 +215,13 @@ class LoKr(Adapter):
     def stored_alpha(self, alpha: Tensor | None) -> float:
         return super().stored_alpha(alpha) if self.has_rank else float(self.rank)
 
-    # Through w2's ranks step by step: where some are dropped, and for a core
+    # Through w2's ranks step by step, where some are dropped
 
     def _delta_linear(self, x: Tensor, w1: Tensor) -> Tensor:
         """`x` (..., B * D) to (..., A * C)."""
-        blocks = x.unflatten(-1, (self.split.b, self.split.d))
-        hidden = torch.matmul(w1 * self.scale, F.linear(blocks, given(self.lokr_w2_b)))  # (..., A, r)
-        return F.linear(self._drop_block_ranks(hidden, x), given(self.lokr_w2_a)).flatten(-2)
+        mixer, left, right = cast(x.dtype, w1 * self.scale, given(self.lokr_w2_a), given(self.lokr_w2_b))
+        hidden = torch.matmul(mixer, F.linear(x.unflatten(-1, (self.split.b, self.split.d)), right))  # (..., A, r)
+        return F.linear(self._drop_block_ranks(hidden, x), left).flatten(-2)
 
     def _delta_conv(self, x: Tensor, w1: Tensor) -> Tensor:
         """`x` (N, B * D, *positions) to (N, A * C, *positions): w2's ranks slide over N * B images, w1 mixes their results."""
@@ -225,16 +230,16 @@ class LoKr(Adapter):
             return self._delta_conv(x.unsqueeze(0), w1).squeeze(0)
         hidden = self._slide(x.reshape(-1, split.d, *x.shape[2:]))  # (N * B, r, *positions)
         inner, positions = hidden.shape[1], hidden.shape[2:]
-        hidden = torch.matmul(w1 * self.scale, hidden.reshape(x.shape[0], split.b, -1))  # (N, A, r * positions)
+        mixer, left = cast(x.dtype, w1 * self.scale, given(self.lokr_w2_a))
+        hidden = torch.matmul(mixer, hidden.reshape(x.shape[0], split.b, -1))  # (N, A, r * positions)
         hidden = self._drop_block_ranks(hidden.reshape(x.shape[0], split.a, inner, *positions), x).reshape(-1, inner, *positions)
-        left = given(self.lokr_w2_a)
         return shape.mix(hidden, left if self.lokr_t2 is None else left.T).reshape(x.shape[0], split.a * split.c, *positions)
 
     def _slide(self, images: Tensor) -> Tensor:
         """`images` (N * B, D, *positions) through the kernel to w2's ranks."""
-        right = given(self.lokr_w2_b)
+        right = given(self.lokr_w2_b).to(images.dtype)
         if self.lokr_t2 is not None:
-            return self.shape.apply(self.shape.mix(images, right), self.lokr_t2)
+            return self.shape.apply(self.shape.mix(images, right), self.lokr_t2.to(images.dtype))
         return self.shape.apply(images, right.reshape(-1, self.split.d, *self.shape.kernel))
 
     def _drop_block_ranks(self, hidden: Tensor, x: Tensor) -> Tensor:

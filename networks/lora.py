@@ -19,7 +19,7 @@ from networks.factory import factory
 from networks.kernels.cost import MATERIALISE, LowRankWays
 from networks.kernels.low_rank import low_rank
 from networks.kernels.materialised import Product, materialised
-from networks.kernels.products import Base
+from networks.kernels.products import Base, cast
 from networks.layers import LayerShape, fold_core
 
 
@@ -84,10 +84,7 @@ class LoRA(Adapter):
         down, up = self.lora_down.weight, self.scaled(self.lora_up.weight)
         if self.lora_mid is None and not self.drops_ranks:
             return low_rank(x, (down, up), self.scale, shape, base)
-        hidden = shape.apply(x, down) if self.lora_mid is None else shape.apply(shape.mix(x, down), self.lora_mid.weight)
-        if self.drops_ranks:
-            hidden = hidden * shape.along_channels(self.kept(x, self.rank), hidden)
-        return self.onto(base, x, shape.mix(hidden * self.scale, up))
+        return self.onto(base, x, self._in_turn(x, down, up))
 
     @property
     def ways(self) -> LowRankWays:
@@ -99,6 +96,16 @@ class LoRA(Adapter):
     @property
     def dtype(self) -> torch.dtype:
         return self.lora_down.weight.dtype
+
+    def _in_turn(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
+        """The delta step by step, for a core and for ranks that are dropped."""
+        shape = self.shape
+        down, up = cast(x.dtype, down, up)
+        core = None if self.lora_mid is None else self.lora_mid.weight.to(x.dtype)
+        hidden = shape.apply(x, down) if core is None else shape.apply(shape.mix(x, down), core)
+        if self.drops_ranks:
+            hidden = hidden * shape.along_channels(self.kept(x, self.rank), hidden)
+        return shape.mix(hidden * self.scale, up)
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         """`up` (out, r) and `down` (r, inner * kernel), in float32 or better."""

@@ -38,7 +38,6 @@ class Product:
     down: Tensor
 
     def block(self, rows: slice) -> Tensor:
-        """As `Rows` says."""
         return self.up[rows] @ self.down
 
     def norm(self) -> Tensor:
@@ -56,7 +55,6 @@ class Hadamard:
     b2: Tensor
 
     def block(self, rows: slice) -> Tensor:
-        """As `Rows` says."""
         return (self.a1[rows] @ self.b1).mul_(self.a2[rows] @ self.b2)
 
     def norm(self) -> Tensor:
@@ -77,7 +75,7 @@ class Kronecker:
     w2: Tensor
 
     def block(self, rows: slice) -> Tensor:
-        """As `Rows` says: all turns of c that are whole at once, and what there is of one before and after them."""
+        """The turns of c that are whole all at once, and what there is of one before and after them."""
         (_, width), (count, depth) = self.w1.shape, self.w2.shape
         result = self.w1.new_empty(rows.stop - rows.start, width, depth)
         first = rows.start
@@ -131,7 +129,7 @@ def blocks_of(out: int, fan_in: int, device: torch.device) -> Iterator[slice]:
 
 def _scaled_rows(adapter: "Adapter", base: Tensor, dtype: torch.dtype) -> Callable[[slice], Tensor]:
     """The rows of a delta in `dtype` on the device of `base`; from the whole of it where DoRA, dtype or device want that."""
-    is_alike = adapter.alpha.device == base.device and torch.promote_types(adapter.dtype, torch.float32) == dtype
+    is_alike = adapter.alpha.device == base.device and (dtype == torch.float32 or adapter.dtype == dtype)
     rows = rows_of(adapter) if adapter.dora_scale is None and is_alike else None
     if rows is None:
         delta = adapter.delta_weight(base).to(base.device, dtype)

@@ -36,16 +36,17 @@ class Stack:
         rounded that output before.
         """
         active = [adapter for adapter in self.attached if adapter.acts]
-        base = self._base(input) if active and not args and not kwargs else None
+        dtype = autocast_dtype(input)
+        base = self._base(input.dtype if dtype is None else None) if active and not args and not kwargs else None
         if base is None or any(adapter.extras.magnitude for adapter in active):
             return self._added(active, self.base_forward(input, *args, **kwargs), input)
-        x = input.to(autocast_dtype(input) or input.dtype)
-        if len(active) == 1 and active[0].is_direct:
-            return active[0].delta(x, base._replace(multiplier=active[0].multiplier))
-        delta = active[0](input) * active[0].multiplier
+        x, first = input if dtype is None or dtype == input.dtype else input.to(dtype), active[0]
+        if len(active) == 1 and first.is_direct:
+            return first.delta(x, base if first.multiplier == 1 else base._replace(multiplier=first.multiplier))
+        delta = first(input) * first.multiplier
         for adapter in active[1:]:
             delta = torch.add(delta, adapter(input), alpha=adapter.multiplier)
-        return add_base(x, base, delta, active[0].shape)
+        return add_base(x, base, delta, first.shape)
 
     def _added(self, active: list["Adapter"], base: Tensor, input: Tensor) -> Tensor:
         """The adapters' deltas on an output that the base has computed."""
@@ -54,16 +55,14 @@ class Stack:
             y = torch.add(y, adapter(input, base), alpha=adapter.multiplier)
         return y.to(base.dtype)
 
-    def _base(self, input: Tensor) -> Base | None:
-        """The base's product, where that is all the layer does and nothing of it is trained."""
-        layer = self.layer
+    def _base(self, dtype: torch.dtype | None) -> Base | None:
+        """The base's product for inputs of `dtype` (of any float dtype for None), where that is all the layer does and it is frozen."""
         if not self.is_product:
             return None
-        weight, bias = layer.weight, layer.bias
+        weight, bias = self.layer.weight, self.layer.bias
         if type(weight) is not nn.Parameter or weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
-        is_cast = autocast_dtype(input) is not None
-        return Base(weight, bias) if weight.is_floating_point() and (is_cast or weight.dtype == input.dtype) else None
+        return Base(weight, bias) if weight.dtype == dtype or (dtype is None and weight.is_floating_point()) else None
 
     def attach(self, adapter: "Adapter") -> None:
         """Add an adapter to the forward; the first one replaces `layer.forward`."""

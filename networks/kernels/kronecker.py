@@ -8,8 +8,10 @@ Three orders, all exact, of which `cost.py` takes the cheapest:
     w1 first:                     Y = s * (w1 X) w2^T
 
 Backward by the same identities: with J = grad w2 (A, D), grad_X = s * w1^T J and grad_w1 = s * J X^T; grad_w2 = s * grad^T (w1 X), or
-with the blocks of grad mixed instead, s * (w1^T grad)^T X. Nothing of the weight's size is made, and x and the factors are all that is kept.
+with the blocks of grad mixed instead, s * (w1^T grad)^T X. Nothing of the weight's size is made; x and the factors are all that is kept.
 """
+
+# pyright: reportIncompatibleMethodOverride=false  # autograd functions have as many gradients as they say
 
 from typing import Any
 
@@ -17,7 +19,18 @@ import torch
 from torch import Tensor
 
 from networks.kernels.low_rank import KEPT_SHARE
-from networks.kernels.products import Base, cast, convolved, input_gradient, joined_product, without_autocast, working_dtype
+from networks.kernels.products import (
+    NO_BASE,
+    Base,
+    base_input_gradient,
+    cast,
+    convolved,
+    joined_product,
+    like,
+    run,
+    without_autocast,
+    working_dtype,
+)
 from networks.layers import LayerShape
 
 
@@ -26,17 +39,18 @@ def kronecker_product(
 ) -> Tensor:
     """The scaled delta of `x` (..., B * D) or (batch, B * D, *positions), with `base` the layer's whole output, in the dtype of `x`.
 
-    `w1` (A, B); `w2` is one tensor (C, D, *kernel), or w2_a (C, r) and w2_b (r, D * kernel), in any float dtype; gradients come back in
-    theirs. `mixes_first` applies w1 to the input's blocks instead of the output's; in rank space it has no meaning.
+    `w1` (A, B); `w2` is one tensor (C, D, *kernel), or w2_a (C, r) and w2_b (r, D * kernel), or for convolutions w2_a (C, r), w2_b (r, D)
+    and a core (r, r, *kernel), in any float dtype; gradients come back in theirs. `mixes_first` applies w1 to the input's blocks
+    instead of the output's; in rank space it has no meaning.
     """
-    weight, bias, strength = base or (None, None, 1.0)
+    weight, bias, strength = base or NO_BASE
     scale = scale * strength
     if not shape.kernel:
         function: Any = _RankedLinear if len(w2) == 2 else _WholeLinear
-        y = function.apply(x.reshape(-1, x.shape[-1]), weight, bias, scale, mixes_first, w1, *w2)
+        y = run(function, x.reshape(-1, x.shape[-1]), weight, bias, scale, mixes_first, w1, *w2)
         return y.view(*x.shape[:-1], shape.out)
-    function = _RankedConvolution if len(w2) == 2 else _WholeConvolution
-    return convolved(x, shape, lambda x, shape: function.apply(x, weight, bias, scale, mixes_first, shape, w1, *w2))
+    function = _WholeConvolution if len(w2) == 1 else _RankedConvolution
+    return convolved(x, shape, lambda x, shape: run(function, x, weight, bias, scale, mixes_first, shape, w1, *w2))
 
 
 class _RankedLinear(torch.autograd.Function):
@@ -57,19 +71,18 @@ class _RankedLinear(torch.autograd.Function):
 
             y = joined_product(rows, weight, bias, w1.shape[0] * left.shape[0], write)
         is_small = hidden[0].numel() <= KEPT_SHARE * x.shape[1]
-        ctx.save_for_backward(x, weight, hidden.to(x.dtype) if is_small else None, w1, left, right)
+        ctx.save_for_backward(x, weight, hidden if is_small else None, w1, left, right)
         ctx.scale = scale
         return y.to(x.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, hidden, *factors = ctx.saved_tensors
         dtype = working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
             rows, grad, mixer, up, down = cast(dtype, x, grad, *factors)
             (a, b), r = mixer.shape, down.shape[0]
-            hidden = _blocks(rows, b) @ down.t() if hidden is None else hidden.to(dtype)  # (M, B, r)
+            hidden = _blocks(rows, b) @ down.t() if hidden is None else hidden  # (M, B, r)
             out_blocks = grad.view(-1, up.shape[0])  # (M * A, C)
             grad_mixed = grad.new_empty(out_blocks.shape[0], r).addmm_(out_blocks, up, beta=0, alpha=ctx.scale)
             mixed = torch.matmul(mixer, hidden).view(-1, r)
@@ -80,10 +93,10 @@ class _RankedLinear(torch.autograd.Function):
             grad_down = grad_hidden.t() @ in_blocks
             grad_x = None
             if ctx.needs_input_grad[0]:
-                total, beta = input_gradient(grad, weight, x.shape[1])
+                total, beta = base_input_gradient(grad, weight, x.shape[1])
                 total.view(in_blocks.shape).addmm_(grad_hidden, down, beta=beta)
                 grad_x = total.to(x.dtype)
-        return grad_x, None, None, None, None, *_like(factors, grad_mixer, grad_up, grad_down)
+        return grad_x, None, None, None, None, *like(factors, [grad_mixer, grad_up, grad_down])
 
 
 class _WholeLinear(torch.autograd.Function):
@@ -114,7 +127,6 @@ class _WholeLinear(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, *factors = ctx.saved_tensors
         dtype = working_dtype(grad.dtype, grad.device.type)
@@ -126,7 +138,7 @@ class _WholeLinear(torch.autograd.Function):
             grad_mixer = _sum_of_products(through, in_blocks).mul_(ctx.scale)
             grad_x = None
             if ctx.needs_input_grad[0]:
-                total, beta = input_gradient(grad, weight, x.shape[1])
+                total, beta = base_input_gradient(grad, weight, x.shape[1])
                 _mix_onto(total.view(in_blocks.shape), mixer.t(), through, beta, ctx.scale)
                 grad_x = total.to(x.dtype)
             if a * d <= b * c:  # mix the narrower side
@@ -134,45 +146,48 @@ class _WholeLinear(torch.autograd.Function):
             else:
                 left, right = torch.matmul(mixer.t(), out_blocks), in_blocks
             grad_matrix = grad.new_empty(c, d).addmm_(left.flatten(0, 1).t(), right.flatten(0, 1), beta=0, alpha=ctx.scale)
-        return grad_x, None, None, None, None, *_like(factors, grad_mixer, grad_matrix)
+        return grad_x, None, None, None, None, *like(factors, [grad_mixer, grad_matrix])
 
 
 class _RankedConvolution(torch.autograd.Function):
-    """Images x (N, B * D, *positions): w2_b slides over N * B images, w1 and w2_a mix its ranks."""
+    """Images x (N, B * D, *positions): w2_b slides over N * B images, or mixes them for a core that slides; w1 and w2_a mix its ranks."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, _: bool, shape: LayerShape, w1: Tensor,
-        left: Tensor, right: Tensor,
+        *w2: Tensor,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(x, weight, w1, left, right)
+        ctx.save_for_backward(x, weight, w1, *w2)
         ctx.scale, ctx.shape = scale, shape
         dtype = working_dtype(x.dtype, x.device.type)
         with without_autocast(x):
-            images, mixer, up, down = cast(dtype, x, w1, left, right)
-            d = images.shape[1] // mixer.shape[1]
-            hidden = shape.apply(_split(images, mixer.shape[1]), down.view(-1, d, *shape.kernel))  # (N * B, r, *positions)
+            images, mixer, up, *kernels = cast(dtype, x, w1, *w2)
+            hidden, _inner = _slid(_split(images, mixer.shape[1]), kernels, shape)  # (N * B, r, *positions)
             delta = shape.mix(_mixed(mixer * scale, hidden), up)  # (N * A, C, *positions)
             y = _onto_base(images, weight, bias, shape, delta)
         return y.to(x.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, *factors = ctx.saved_tensors
-        shape, dtype = ctx.shape, working_dtype(grad.dtype, grad.device.type)
+        shape, needs_x, dtype = ctx.shape, ctx.needs_input_grad[0], working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
-            images, grad, mixer, up, down = cast(dtype, x, grad, *factors)
-            (a, b), kernel = mixer.shape, down.view(down.shape[0], -1, *shape.kernel)
+            images, grad, mixer, up, *kernels = cast(dtype, x, grad, *factors)
+            (a, b), scaled = mixer.shape, mixer * ctx.scale
             blocks = _split(images, b)
-            hidden = shape.apply(blocks, kernel)
-            scaled = mixer * ctx.scale
+            hidden, inner = _slid(blocks, kernels, shape)
             grad_mixed, grad_up = shape.mix_gradients(_split(grad, a), _mixed(scaled, hidden), up)  # (N * A, r, *positions)
             grad_mixer = _image_products(grad_mixed, a, hidden, b).mul_(ctx.scale)
-            grad_x, grad_kernel = shape.gradients(_mixed(scaled.t(), grad_mixed), blocks, kernel, needs_x=ctx.needs_input_grad[0])
-            grad_x = _with_base(grad_x, grad, images, weight, shape)
+            grad_hidden = _mixed(scaled.t(), grad_mixed)
+            if inner is None:
+                grad_x, *grad_kernels = shape.gradients(grad_hidden, blocks, _kernel(kernels[0], shape), needs_x=needs_x)
+            else:
+                grad_inner, grad_core = shape.gradients(grad_hidden, inner, kernels[1])
+                grad_x, grad_down = shape.mix_gradients(grad_inner, blocks, kernels[0])
+                grad_kernels = [grad_down, grad_core]
+            grad_x = _with_base(grad_x if needs_x else None, grad, images, weight, shape)
         grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        return grad_x, None, None, None, None, None, *_like(factors, grad_mixer, grad_up, grad_kernel)
+        return grad_x, None, None, None, None, None, *like(factors, [grad_mixer, grad_up, *grad_kernels])
 
 
 class _WholeConvolution(torch.autograd.Function):
@@ -194,7 +209,6 @@ class _WholeConvolution(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, *factors = ctx.saved_tensors
         shape, dtype = ctx.shape, working_dtype(grad.dtype, grad.device.type)
@@ -208,7 +222,7 @@ class _WholeConvolution(torch.autograd.Function):
             grad_x = _mixed(scaled.t(), through) if ctx.needs_input_grad[0] else None
             grad_x = _with_base(grad_x, grad, images, weight, shape)
         grad_x = None if grad_x is None else grad_x.to(x.dtype)
-        return grad_x, None, None, None, None, None, *_like(factors, grad_mixer, grad_kernel)
+        return grad_x, None, None, None, None, None, *like(factors, [grad_mixer, grad_kernel])
 
 
 # Blocks
@@ -229,11 +243,6 @@ def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
     return torch.bmm(left, right.transpose(1, 2)).sum(0)
 
 
-def _like(factors: list[Tensor], *gradients: Tensor) -> list[Tensor]:
-    """Gradients in the shapes and dtypes of the stored factors."""
-    return [gradient.reshape(factor.shape).to(factor.dtype) for gradient, factor in zip(gradients, factors, strict=True)]
-
-
 # Images
 
 
@@ -242,10 +251,22 @@ def _split(images: Tensor, count: int) -> Tensor:
     return images.reshape(images.shape[0] * count, -1, *images.shape[2:])
 
 
+def _kernel(down: Tensor, shape: LayerShape) -> Tensor:
+    """w2_b (r, D * kernel) as the weight of a convolution."""
+    return down.view(down.shape[0], -1, *shape.kernel)
+
+
+def _slid(blocks: Tensor, kernels: list[Tensor], shape: LayerShape) -> tuple[Tensor, Tensor | None]:
+    """Images (N * B, D, *positions) through w2_b to its ranks; where a core slides instead, also what it slides over."""
+    if len(kernels) == 1:
+        return shape.apply(blocks, _kernel(kernels[0], shape)), None
+    inner = shape.mix(blocks, kernels[0])
+    return shape.apply(inner, kernels[1]), inner
+
+
 def _mixed(mixer: Tensor, images: Tensor) -> Tensor:
     """Images (N * B, C, *positions) mixed over B: (N * A, C, *positions)."""
-    a, b = mixer.shape
-    return torch.matmul(mixer, images.reshape(-1, b, images[0].numel())).view(-1, *images.shape[1:])
+    return torch.matmul(mixer, images.reshape(-1, mixer.shape[1], images[0].numel())).view(-1, *images.shape[1:])
 
 
 def _image_products(left: Tensor, a: int, right: Tensor, b: int) -> Tensor:

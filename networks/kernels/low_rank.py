@@ -7,12 +7,26 @@ LoHa: (a1 b1) * (a2 b2) = up @ down with up[:, pq] = a1[:, p] a2[:, q] and down[
     grad_up = s * grad hidden^T;  grad_down = grad_hidden x^T
 """
 
+# pyright: reportIncompatibleMethodOverride=false  # autograd functions have as many gradients as they say
+
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from networks.kernels.products import Base, cast, convolved, input_gradient, joined_product, without_autocast, working_dtype
+from networks.kernels.products import (
+    NO_BASE,
+    Base,
+    base_input_gradient,
+    cast,
+    convolved,
+    joined_product,
+    like,
+    run,
+    without_autocast,
+    working_dtype,
+)
 from networks.layers import LayerShape
 
 KEPT_SHARE = 0.1  # what may be kept beside the input, as a share of it; more is computed again
@@ -24,12 +38,13 @@ def low_rank(x: Tensor, factors: tuple[Tensor, ...], scale: float, shape: LayerS
     `factors` are down (r, inner, *kernel) and up (out, r), or LoHa's a1 (out, r), b1 (r, inner * kernel), a2, b2, in any float dtype;
     gradients come back in theirs.
     """
-    weight, bias, strength = base or (None, None, 1.0)
+    weight, bias, strength = base or NO_BASE
     scale = scale * strength
     if shape.kernel:
-        return convolved(x, shape, lambda x, shape: _Convolved.apply(x, weight, bias, scale, shape, *factors))
-    y = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, scale, *factors)
-    return y.view(*x.shape[:-1], shape.out)  # pyright: ignore[reportOptionalMemberAccess]
+        return convolved(x, shape, lambda x, shape: run(_Convolved, x, weight, bias, scale, shape, *factors))
+    if x.dim() == 2:
+        return run(_Linear, x, weight, bias, scale, *factors)
+    return run(_Linear, x.reshape(-1, x.shape[-1]), weight, bias, scale, *factors).view(*x.shape[:-1], shape.out)
 
 
 def khatri_rao(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
@@ -48,32 +63,29 @@ class _Linear(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, *factors: Tensor) -> Tensor:
         dtype = working_dtype(x.dtype, x.device.type)
         with without_autocast(x):
-            rows = x.to(dtype)
-            down, up = _pair(factors, dtype)
-            hidden = rows @ down.t()
+            rows, down, up = cast(dtype, x, *_matrices(factors))
+            hidden = F.linear(rows, down)
             y = joined_product(rows, weight, bias, up.shape[0], lambda y, beta: y.addmm_(hidden, up.t(), beta=beta, alpha=scale))
         is_small = hidden.shape[1] <= KEPT_SHARE * x.shape[1]
-        ctx.save_for_backward(x, weight, hidden.to(x.dtype) if is_small else None, *factors)
+        ctx.save_for_backward(x, weight, hidden if is_small else None, *factors)
         ctx.scale = scale
-        return y.to(x.dtype)
+        return y if dtype == x.dtype else y.to(x.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, hidden, *factors = ctx.saved_tensors
-        dtype = working_dtype(grad.dtype, grad.device.type)
+        dtype, grad_x = working_dtype(grad.dtype, grad.device.type), None
         with without_autocast(grad):
-            rows, grad = x.to(dtype), grad.to(dtype)
-            down, up = _pair(factors, dtype)
-            hidden = rows @ down.t() if hidden is None else hidden.to(dtype)
-            grad_hidden = grad.new_empty(hidden.shape).addmm_(grad, up, beta=0, alpha=ctx.scale)
-            grad_x = None
+            rows, grad, down, up = cast(dtype, x, grad, *_matrices(factors))
+            if hidden is None:
+                hidden = F.linear(rows, down)
+            grad_hidden = _times(torch.mm(grad, up), ctx.scale)
             if ctx.needs_input_grad[0]:
-                total, beta = input_gradient(grad, weight, x.shape[1])
-                grad_x = total.addmm_(grad_hidden, down, beta=beta).to(x.dtype)
-            grad_up = grad.new_empty(up.shape).addmm_(grad.t(), hidden, beta=0, alpha=ctx.scale)
-            gradients = _factor_gradients(factors, grad_hidden.t() @ rows, grad_up)
-        return grad_x, None, None, None, *gradients
+                grad_x, beta = base_input_gradient(grad, weight, x.shape[1])
+                grad_x.addmm_(grad_hidden, down, beta=beta)
+            grad_up = _times(torch.mm(grad.t(), hidden), ctx.scale)
+            gradients = _factor_gradients(factors, torch.mm(grad_hidden.t(), rows), grad_up)
+        return grad_x if grad_x is None or dtype == x.dtype else grad_x.to(x.dtype), None, None, None, *gradients
 
 
 class _Convolved(torch.autograd.Function):
@@ -85,28 +97,25 @@ class _Convolved(torch.autograd.Function):
     ) -> Tensor:
         dtype = working_dtype(x.dtype, x.device.type)
         with without_autocast(x):
-            images = x.to(dtype)
-            down, up = _pair(factors, dtype)
+            images, down, up = cast(dtype, x, *_matrices(factors))
             hidden = shape.apply(images, down.view(-1, shape.inner, *shape.kernel))
             y = shape.mix(hidden, up * scale)
             if weight is not None:
                 y += shape.apply(images, weight.to(dtype), None if bias is None else bias.to(dtype))
         is_small = hidden.numel() <= KEPT_SHARE * x.numel()
-        ctx.save_for_backward(x, weight, hidden.to(x.dtype) if is_small else None, *factors)
+        ctx.save_for_backward(x, weight, hidden if is_small else None, *factors)
         ctx.scale, ctx.shape = scale, shape
         return y.to(x.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, hidden, *factors = ctx.saved_tensors
         shape, needs_x = ctx.shape, ctx.needs_input_grad[0]
         dtype = working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
-            images, grad = x.to(dtype), grad.to(dtype)
-            down, up = _pair(factors, dtype)
+            images, grad, down, up = cast(dtype, x, grad, *_matrices(factors))
             down = down.view(-1, shape.inner, *shape.kernel)
-            hidden = shape.apply(images, down) if hidden is None else hidden.to(dtype)
+            hidden = shape.apply(images, down) if hidden is None else hidden
             grad_hidden, grad_up = shape.mix_gradients(grad, hidden, up * ctx.scale)
             grad_x, grad_down = shape.gradients(grad_hidden, images, down, needs_x=needs_x)
             if grad_x is not None and weight is not None:
@@ -115,13 +124,18 @@ class _Convolved(torch.autograd.Function):
         return None if grad_x is None else grad_x.to(x.dtype), None, None, None, None, *gradients
 
 
-def _pair(factors: tuple[Tensor, ...] | list[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """`down` and `up` as matrices in `dtype`."""
+def _matrices(factors: tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, Tensor]:
+    """`down` and `up` as matrices, in the factors' dtype: rounded once where they are products."""
     if len(factors) == 2:
-        down, up = cast(dtype, *factors)
-        return down.flatten(1), up.flatten(1)
-    up, down = khatri_rao(*cast(dtype, *factors))
+        down, up = factors
+        return (down, up) if down.dim() == 2 == up.dim() else (down.flatten(1), up.flatten(1))
+    up, down = khatri_rao(*factors)
     return down, up
+
+
+def _times(tensor: Tensor, scale: float) -> Tensor:
+    """A fresh tensor scaled in place."""
+    return tensor if scale == 1 else tensor.mul_(scale)
 
 
 def _factor_gradients(factors: list[Tensor], grad_down: Tensor, grad_up: Tensor) -> list[Tensor]:
@@ -129,11 +143,11 @@ def _factor_gradients(factors: list[Tensor], grad_down: Tensor, grad_up: Tensor)
     if len(factors) == 2:
         gradients = [grad_down, grad_up]
     else:
-        a1, b1, a2, b2 = cast(grad_up.dtype, *factors)
-        columns = grad_up.view(-1, a1.shape[1], a2.shape[1])  # (out, p, q)
-        rows = grad_down.view(b1.shape[0], b2.shape[0], -1)  # (p, q, fan-in)
+        a1, b1, a2, b2 = factors
+        columns = grad_up.to(a1.dtype).view(-1, a1.shape[1], a2.shape[1])  # (out, p, q)
+        rows = grad_down.to(b1.dtype).view(b1.shape[0], b2.shape[0], -1)  # (p, q, fan-in)
         gradients = [
             torch.einsum("opq,oq->op", columns, a2), (rows * b2).sum(1),
             torch.einsum("opq,op->oq", columns, a1), (rows * b1.unsqueeze(1)).sum(0),
         ]  # fmt: skip
-    return [gradient.reshape(factor.shape).to(factor.dtype) for gradient, factor in zip(gradients, factors, strict=True)]
+    return like(factors, gradients)

@@ -6,13 +6,15 @@ together; only the input gradient goes through the rounded sum, whose error ther
 dW is made, used and forgotten in blocks of rows that stay in a processor's caches, so that it never stands in memory as a whole.
 """
 
+# pyright: reportIncompatibleMethodOverride=false  # autograd functions have as many gradients as they say
+
 from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from networks.kernels.products import Base, cast, convolved, joined_product, without_autocast, working_dtype
+from networks.kernels.products import NO_BASE, Base, cast, convolved, joined_product, like, run, without_autocast, working_dtype
 from networks.layers import LayerShape
 
 BLOCK = {"cpu": 1 << 20}  # elements of a block of dW; on other devices BLOCK_ELSEWHERE, for every block is a launch there
@@ -37,14 +39,14 @@ class Formula(Protocol):
         ...
 
     def gradients(self, grad: Tensor, factors: list[Tensor], parts: tuple[Tensor, ...]) -> list[Tensor]:
-        """The factors' gradients for `grad`, that of the unscaled delta, which may be overwritten."""
+        """The factors' gradients for `grad`, that of the unscaled delta."""
         ...
 
 
 class Product:
     """LoRA: up (out, r) @ down (r, ...)."""
 
-    by_rows = (True, False)
+    by_rows: ClassVar[tuple[bool, ...]] = (True, False)
 
     def unit(self, factors: list[Tensor]) -> int:
         return 1
@@ -66,7 +68,7 @@ class Product:
 class Hadamard:
     """LoHa: (a1 @ b1) * (a2 @ b2), of a (out, r) and b (r, ...)."""
 
-    by_rows = (True, False, True, False)
+    by_rows: ClassVar[tuple[bool, ...]] = (True, False, True, False)
 
     def unit(self, factors: list[Tensor]) -> int:
         return 1
@@ -82,15 +84,14 @@ class Hadamard:
     def gradients(self, grad: Tensor, factors: list[Tensor], parts: tuple[Tensor, ...]) -> list[Tensor]:
         a1, b1, a2, b2 = factors
         first, second = parts
-        grad_second = grad * first
-        grad_first = grad.mul_(second)
+        grad_first, grad_second = grad * second, grad * first
         return [grad_first @ b1.t(), a1.t() @ grad_first, grad_second @ b2.t(), a2.t() @ grad_second]
 
 
 class Kronecker:
     """LoKr: kron(w1, w2) over rows and inner channels, of w1 (A, B) and w2 (C, D, kernel positions)."""
 
-    by_rows = (True, False)
+    by_rows: ClassVar[tuple[bool, ...]] = (True, False)
 
     def unit(self, factors: list[Tensor]) -> int:
         return factors[1].shape[0]
@@ -119,11 +120,11 @@ def materialised(
 
     `factors` are what `formula` takes, in any float dtype; gradients come back in theirs.
     """
-    weight, bias, strength = base or (None, None, 1.0)
+    weight, bias, strength = base or NO_BASE
     scale = scale * strength
     if shape.kernel:
-        return convolved(x, shape, lambda x, shape: _Convolved.apply(x, weight, bias, scale, formula, shape, *factors))
-    y: Any = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias, scale, formula, shape.out, *factors)
+        return convolved(x, shape, lambda x, shape: run(_Convolved, x, weight, bias, scale, formula, shape, *factors))
+    y = run(_Linear, x.reshape(-1, x.shape[-1]), weight, bias, scale, formula, shape.out, *factors)
     return y.view(*x.shape[:-1], shape.out)
 
 
@@ -154,7 +155,6 @@ class _Linear(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, *factors = ctx.saved_tensors
         dtype = working_dtype(grad.dtype, grad.device.type)
@@ -193,7 +193,6 @@ class _Convolved(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, *factors = ctx.saved_tensors
         shape, formula, dtype = ctx.shape, ctx.formula, working_dtype(grad.dtype, grad.device.type)
@@ -229,7 +228,7 @@ class _Gradients:
     def like(self, factors: list[Tensor]) -> list[Tensor]:
         """All of them, in the shapes and dtypes of the stored factors."""
         whole = [found[0] if len(found) == 1 else torch.cat(found) for found in self.found]
-        return [gradient.reshape(factor.shape).to(factor.dtype) for gradient, factor in zip(whole, factors, strict=True)]
+        return like(factors, whole)
 
 
 def _blocks(formula: Formula, factors: list[Tensor], out: int, x: Tensor) -> Iterator[tuple[slice, list[Tensor]]]:

@@ -6,6 +6,8 @@ swallow the delta too. In float32 the base comes first, with its bias, and the d
 No library convolution accumulates onto an addend, so kernels larger than 1x1 keep two roundings in half precision.
 """
 
+# pyright: reportIncompatibleMethodOverride=false  # autograd functions have as many gradients as they say
+
 import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -30,6 +32,9 @@ class Base(NamedTuple):
     weight: Tensor
     bias: Tensor | None
     multiplier: float = 1.0
+
+
+NO_BASE = (None, None, 1.0)  # a delta alone
 
 
 def working_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
@@ -60,8 +65,29 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
-    """Tensors in `dtype`."""
-    return [tensor.to(dtype) for tensor in tensors]
+    """Tensors in `dtype`; asking for a dtype that is there already costs as much as a small kernel, so it is not asked for."""
+    return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
+
+
+def like(factors: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
+    """Gradients in the shapes and dtypes of the stored factors."""
+    return [
+        gradient if gradient.shape == factor.shape and gradient.dtype == factor.dtype else gradient.reshape(factor.shape).to(factor.dtype)
+        for gradient, factor in zip(gradients, factors, strict=True)
+    ]
+
+
+def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
+    """A function of this package, past autograd where no gradient is asked for."""
+    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(NoContext, *arguments)
+
+
+class NoContext:
+    """What `forward` writes to where there is no backward pass; it keeps nothing."""
+
+    @staticmethod
+    def save_for_backward(*tensors: Tensor | None) -> None:
+        """Forget them."""
 
 
 def joined_product(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: int, write: Write) -> Tensor:
@@ -70,9 +96,10 @@ def joined_product(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: i
         y = x.new_empty(x.shape[0], out)
         write(y, 0.0)
         return y
-    weight = weight.to(x.dtype)
+    if weight.dtype != x.dtype:
+        weight = weight.to(x.dtype)
     if x.itemsize >= 4:
-        y = F.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        y = F.linear(x, weight, bias if bias is None or bias.dtype == x.dtype else bias.to(x.dtype))
         write(y, 1.0)
         return y
     y = x.new_empty(x.shape[0], out)
@@ -81,18 +108,18 @@ def joined_product(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: i
     return y if bias is None else y.add_(bias)
 
 
-def input_gradient(grad: Tensor, weight: Tensor | None, inner: int) -> tuple[Tensor, float]:
+def base_input_gradient(grad: Tensor, weight: Tensor | None, inner: int) -> tuple[Tensor, float]:
     """The base's part of an input gradient (M, in) for `grad` (M, out), and the `beta` with which the delta's is accumulated onto it."""
     if weight is None:
         return grad.new_empty(grad.shape[0], inner), 0.0
-    return grad @ weight.to(grad.dtype), 1.0
+    return torch.mm(grad, weight if weight.dtype == grad.dtype else weight.to(grad.dtype)), 1.0
 
 
-def convolved(x: Tensor, shape: LayerShape, run: Callable[[Tensor, LayerShape], Any]) -> Tensor:
-    """`run` on an input that has a batch, and on a shape whose padding is by numbers, as convolutions' gradients need it."""
+def convolved(x: Tensor, shape: LayerShape, apply: Callable[[Tensor, LayerShape], Any]) -> Tensor:
+    """`apply` on an input that has a batch, and on a shape whose padding is by numbers, as convolutions' gradients need it."""
     if not shape.batch_of(x):
-        return convolved(x.unsqueeze(0), shape, run).squeeze(0)
-    return run(*shape.padded(x))
+        return convolved(x.unsqueeze(0), shape, apply).squeeze(0)
+    return apply(*shape.padded(x))
 
 
 def add_base(x: Tensor, base: Base, delta: Tensor, shape: LayerShape) -> Tensor:
@@ -101,7 +128,7 @@ def add_base(x: Tensor, base: Base, delta: Tensor, shape: LayerShape) -> Tensor:
     if shape.kernel and not shape.batch_of(x):
         return add_base(x.unsqueeze(0), base._replace(multiplier=1.0), delta.unsqueeze(0), shape).squeeze(0)
     x, shape = shape.padded(x)
-    return _Sum.apply(x, delta, base.weight, base.bias, shape)  # pyright: ignore[reportReturnType]
+    return run(_Sum, x, delta, base.weight, base.bias, shape)
 
 
 class _Sum(torch.autograd.Function):
@@ -123,7 +150,6 @@ class _Sum(torch.autograd.Function):
         return y.to(x.dtype).view(delta.shape)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight = ctx.saved_tensors
         grad_x = None
