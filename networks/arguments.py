@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal, Self
 from library.core.options import Given, option
 from library.core.spelling import nearest
 from library.models.naming import Target
+from networks.kernels.cost import Path
 from networks.patterns import Patterns, pattern_list, pattern_table
 
 WHERE = "--network_args"
@@ -120,6 +121,15 @@ class NetworkArguments:
     loraplus_unet_lr_ratio: float | None = option(None, help="the same for the denoiser alone")
     loraplus_text_encoder_lr_ratio: float | None = option(None, help="the same for the text encoders alone")
     loraplus_targets: tuple[str, ...] = option((), help="the parameters that LoRA+ boosts instead, such as ['lokr_w2', 'lokr_w2_b']")
+    path: Path = option(
+        "auto",
+        help="how deltas are computed: auto takes the cheapest way for each layer, factored never makes a whole dW, materialise always "
+        "does; all give the same but for the last bits",
+    )
+    autotune: bool = option(
+        False,
+        help="measure the ways to a delta on this machine, once, instead of estimating them; kept in hadron/ways.json in the user's cache",
+    )
     verbose: bool = option(False, help="list every adapted layer in the log")
 
     def at(self, target: Target) -> Self:
@@ -188,6 +198,7 @@ class NetworkArguments:
             ("wd_on_output", not self.wd_on_output, self.dora_wd, "dora_wd"),
             ("dora_norm", self.dora_norm != "detached", self.dora_wd, "dora_wd"),
             ("rank_dropout_mode", self.rank_dropout_mode != "rank", self.rank_dropout != 0, "rank_dropout"),
+            ("autotune", self.autotune, self.path != "materialise", "another path, which leaves a choice,"),
             ("block_lr_zero_threshold", self.block_lr_zero_threshold is not None, weighs, "down_lr_weight, mid_lr_weight or up_lr_weight"),
             ("loraplus_targets", bool(self.loraplus_targets), boosts, "loraplus_lr_ratio"),
         ):

@@ -16,12 +16,11 @@ from torch import Tensor, nn
 
 from networks import dora
 from networks.extras import Dropouts, Extras
-from networks.kernels.cost import Path, Ranges, Setting, Ways, cheapest, way_at
-from networks.kernels.products import Base, add_base, autocast_dtype, working_dtype
+from networks.kernels.choice import Choice
+from networks.kernels.cost import Ways
+from networks.kernels.products import Base, add_base, autocast_dtype
 from networks.layers import LayerShape, dense_weight, fitted
 from networks.stack import attached_to, base_forward_of, kept_weight_of, stack_of
-
-HALF_AND_FULL = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Adapter(nn.Module, ABC):
@@ -51,9 +50,7 @@ class Adapter(nn.Module, ABC):
         self.enabled = True
         self.is_merged = False
         self.dropouts = Dropouts()
-        self.path: Path = "auto"
-        self.way_taken: str | None = None  # of the last input, for the log
-        self._ways: dict[tuple[torch.dtype, str, bool], Ranges] = {}
+        self.choice = Choice()
         self.extras = extras or Extras()
         self.register_buffer("alpha", torch.empty(()))
         self._alpha = 0.0
@@ -191,32 +188,14 @@ class Adapter(nn.Module, ABC):
         """Whether the layer's forward has to run this adapter now."""
         return self.enabled and not self.is_merged and self.multiplier != 0
 
-    # Ways to the delta
-
     @property
     def ways(self) -> Ways | None:
         """What each of the algorithm's ways to a delta costs; None where there is one only."""
         return None
 
     def way(self, x: Tensor, base: Base | None) -> str:
-        """The cheapest way for an input, by the cost model or as `path` says."""
-        key = (x.dtype, x.device.type, base is not None)
-        ranges = self._ways.get(key) or self._ranked(key)
-        way = way_at(ranges, x.numel() // x.shape[self.shape.channel])
-        if way != self.way_taken:
-            self.way_taken = way
-        return way
-
-    def set_path(self, path: Path) -> None:
-        """Force the factored ways or the materialised one, or leave the choice to the cost model ("auto")."""
-        self.path, self._ways = path, {}
-
-    def _ranked(self, key: tuple[torch.dtype, str, bool]) -> Ranges:
-        dtype, device_type, joins = key
-        ways = self.ways
-        assert ways is not None
-        self._ways[key] = cheapest(ways, Setting.of(device_type, working_dtype(dtype, device_type), joins), self.path)
-        return self._ways[key]
+        """The way to take for an input: the cheapest, or as the network argument `path` says."""
+        return self.choice.way(self, x, base)
 
     def wide(self, parameter: Tensor) -> Tensor:
         """A parameter in at least float32, for `formula`; float8 too, which torch promotes with nothing."""
@@ -302,10 +281,7 @@ class Adapter(nn.Module, ABC):
 
     def attach(self) -> None:
         """Add this delta to the layer's output from now on."""
-        if self.ways is not None:  # before any graph is traced
-            for dtype in HALF_AND_FULL:
-                for joins in (True, False):
-                    self._ranked((dtype, self.alpha.device.type, joins))
+        self.choice.prepare(self)
         if not self.is_attached:
             stack_of(self.layer).attach(self)
 

@@ -14,7 +14,10 @@ from library.core.options import OptionError
 from library.models.naming import Naming
 from networks.any_model import naming_for
 from networks.arguments import FROM_FILE
-from networks.base import Adapter, Dropouts
+from networks.base import Adapter
+from networks.extras import Dropouts
+from networks.kernels.autotune import Tuner
+from networks.kernels.choice import Choice
 from networks.members import Member
 from networks.network import Network, read_network
 from networks.selection import WHERE, NetworkArguments, parts_of, plan_layers, read_arguments
@@ -152,8 +155,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _finish(network: Network, dropouts: Dropouts) -> None:
+    tuner = Tuner() if network.arguments.autotune else None
     for adapter in network.adapters:
         adapter.dropouts = dropouts
+        adapter.choice = Choice(network.arguments.path, tuner)
         if network.arguments.dora_norm == "full":  # of a file's adapters too: no file says how its norm was trained
             adapter.extras = replace(adapter.extras, full_norm=True)
     if network.arguments.verbose:

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from library.core.log import get_logger
-from library.core.tensor_file import listing, load_tensors, read_header, save_tensors, starts_as_pickle
+from library.core.tensor_file import is_finite, listing, load_tensors, read_header, starts_as_pickle
+from library.core.tensor_pack import Packed, pack
 from networks.formats.peft_config import METADATA, PeftConfig, read_config, read_metadata
 
 logger = get_logger(__name__)
@@ -58,29 +58,22 @@ def save_adapter_file(
     """
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"{path}: adapters are written as .safetensors only; use --save_model_as safetensors")
-    ready = {key: _cast(key, tensor, dtype) for key, tensor in tensors.items()}
-    broken = [key for key, tensor in ready.items() if not torch.isfinite(tensor).all()]
+    packed = pack(tensors, lambda key, tensor: torch.float32 if key.endswith(".alpha") else dtype or tensor.dtype)
+    broken = [key for key, tensor in packed.tensors().items() if not is_finite(tensor)]
     if broken:
         logger.warning("%s: %d tensors hold values that are not finite: %s", path, len(broken), listing(broken))
     described = {key: str(value) for key, value in (metadata or {}).items()}
-    save_tensors(path, ready, {**described, **hashes(ready, described)})
+    packed.write(path, {**described, **hashes(packed, described)})
 
 
-def hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
+def hashes(packed: Packed, metadata: Mapping[str, str]) -> dict[str, str]:
     """`sshs_model_hash`, SHA-256 of the bytes after the header, and `sshs_legacy_hash`, 8 hex digits over 64 KiB at 1 MiB.
 
     Both are of a file that carries only the `ss_` entries, so that editing a title keeps them (sd-scripts' convention).
     """
     kept = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    content = memoryview(safetensors.torch.save(dict(tensors), metadata=kept))
-    body = 8 + int.from_bytes(content[:8], "little")
-    legacy = hashlib.sha256(content[0x100000:0x110000]).hexdigest()[:8]
-    return {"sshs_model_hash": hashlib.sha256(content[body:]).hexdigest(), "sshs_legacy_hash": legacy}
-
-
-def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    wanted = torch.float32 if key.endswith(".alpha") else dtype or tensor.dtype
-    return tensor.detach().to("cpu", wanted).contiguous()
+    legacy = hashlib.sha256(packed.part(kept, 0x100000, 0x110000)).hexdigest()[:8]
+    return {"sshs_model_hash": packed.body_sha256(), "sshs_legacy_hash": legacy}
 
 
 # Reading
@@ -89,9 +82,9 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
 def _read_single(path: Path) -> AdapterFile:
     if path.is_file() and path.suffix.lower() in PICKLES and _is_pickle(path):
         return AdapterFile(tensors=_unpickled(path), path=path)
-    metadata = read_header(path).metadata
-    config = read_metadata(metadata[METADATA], f"{path}: {METADATA}") if METADATA in metadata else {}
-    return AdapterFile(tensors=load_tensors(path), metadata=metadata, config=config, path=path)
+    header = read_header(path)
+    config = read_metadata(header.metadata[METADATA], f"{path}: {METADATA}") if METADATA in header.metadata else {}
+    return AdapterFile(tensors=load_tensors(path, header=header), metadata=header.metadata, config=config, path=path)
 
 
 def _read_folder(folder: Path) -> AdapterFile:

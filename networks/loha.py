@@ -16,9 +16,9 @@ from networks.arguments import NetworkArguments
 from networks.base import Adapter
 from networks.extras import Extras
 from networks.factory import factory
-from networks.kernels.cost import MATERIALISE, HadamardWays
+from networks.kernels.cost import FUSED, MATERIALISE, HadamardWays
 from networks.kernels.low_rank import khatri_rao, low_rank
-from networks.kernels.materialised import Hadamard, materialised
+from networks.kernels.materialised import FusedHadamard, Hadamard, materialised
 from networks.kernels.products import Base, cast
 from networks.layers import LayerShape, fold_core
 
@@ -85,9 +85,11 @@ class LoHa(Adapter):
         factors = (self.scaled(a1), b1, a2, b2)
         if self.drops_ranks:
             return self.onto(base, x, self._dropped(x, factors))
-        if shape.groups > 1 or self.way(x, base) == MATERIALISE:
-            return materialised(x, factors, Hadamard(), self.scale, shape, base)
-        return low_rank(x, factors, self.scale, shape, base)
+        way = MATERIALISE if shape.groups > 1 else self.way(x, base)
+        is_fused = way.endswith(FUSED)
+        if way.startswith(MATERIALISE):
+            return materialised(x, factors, FusedHadamard() if is_fused else Hadamard(), self.scale, shape, base)
+        return low_rank(x, factors, self.scale, shape, base, is_fused=is_fused)
 
     @property
     def ways(self) -> HadamardWays:

@@ -20,7 +20,7 @@ from networks.arguments import WHERE, NetworkArguments
 from networks.base import Adapter
 from networks.extras import Extras
 from networks.factory import factory
-from networks.kernels.cost import MATERIALISE, KroneckerWays
+from networks.kernels.cost import FUSED, MATERIALISE, KroneckerWays
 from networks.kernels.kronecker import kronecker_product
 from networks.kernels.materialised import Kronecker, materialised
 from networks.kernels.products import Base, cast
@@ -177,7 +177,7 @@ class LoKr(Adapter):
         if self.drops_ranks:
             return self.onto(base, x, self._delta_conv(x, w1) if shape.kernel else self._delta_linear(x, w1))
         way = MATERIALISE if shape.groups > 1 else self.way(x, base)
-        if way == MATERIALISE:
+        if way.startswith(MATERIALISE):
             return materialised(x, (w1, self.whole_factors()[1]), Kronecker(), self.scale, shape, base)
         if self.lokr_w2 is not None:
             w2 = (self.lokr_w2,)
@@ -185,7 +185,7 @@ class LoKr(Adapter):
             w2 = (given(self.lokr_w2_a), given(self.lokr_w2_b))
         else:
             w2 = (given(self.lokr_w2_a).T, given(self.lokr_w2_b), self.lokr_t2)
-        return kronecker_product(x, w1, w2, self.scale, shape, base, mixes_first=way == "w1_first")
+        return kronecker_product(x, w1, w2, self.scale, shape, base, mixes_first=way.startswith("w1_first"), is_fused=way.endswith(FUSED))
 
     @property
     def ways(self) -> KroneckerWays:

@@ -16,7 +16,7 @@ from networks.arguments import NetworkArguments
 from networks.base import Adapter
 from networks.extras import Extras
 from networks.factory import factory
-from networks.kernels.cost import MATERIALISE, LowRankWays
+from networks.kernels.cost import FUSED, MATERIALISE, LowRankWays
 from networks.kernels.low_rank import low_rank
 from networks.kernels.materialised import Product, materialised
 from networks.kernels.products import Base, cast
@@ -78,12 +78,13 @@ class LoRA(Adapter):
 
     def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
         shape = self.shape
-        if shape.groups > 1 or (not self.drops_ranks and self.way(x, base) == MATERIALISE):
+        way = MATERIALISE if shape.groups > 1 else "" if self.drops_ranks else self.way(x, base)
+        if way.startswith(MATERIALISE):
             up, down = self._factors()
             return materialised(x, (self.scaled(up), down), Product(), self.scale, shape, base)
         down, up = self.lora_down.weight, self.scaled(self.lora_up.weight)
-        if self.lora_mid is None and not self.drops_ranks:
-            return low_rank(x, (down, up), self.scale, shape, base)
+        if self.lora_mid is None and way:
+            return low_rank(x, (down, up), self.scale, shape, base, is_fused=way.endswith(FUSED))
         return self.onto(base, x, self._in_turn(x, down, up))
 
     @property

@@ -19,6 +19,7 @@ from networks.formats.reader import algorithm_of, read_layers, read_members, set
 from networks.members import Member
 from networks.protocol import TrainableNetwork
 from networks.rates import ParameterGroup, parameter_groups
+from networks.row_blocks import delta_norm
 from networks.selection import NetworkArguments, parts_of
 from networks.stack import attached_to, check_merge
 
@@ -138,7 +139,7 @@ class Network(TrainableNetwork):
         Returns how many were shrunk, and mean and maximum of the norms after it. `device` is of sd-scripts' signature; not needed.
         """
         trained = [adapter for adapter in self.adapters if any(factor.requires_grad for factor in adapter.factors().values())]
-        norms = torch.stack([adapter.delta_norm() for adapter in trained]).tolist()  # one wait for the device, not one a layer
+        norms = torch.stack([delta_norm(adapter) for adapter in trained]).tolist()  # one wait for the device, not one a layer
         for adapter, norm in zip(trained, norms, strict=True):
             if norm > max_norm_value:
                 adapter.shrink(max_norm_value / norm)
@@ -182,6 +183,10 @@ class Network(TrainableNetwork):
         algorithms = " and ".join(dict.fromkeys(adapter.title for adapter in self.adapters))
         layers = ", ".join(f"{count} layers of {part}" for part, count in Counter(member.part.name for member in self.members).items())
         return f"{algorithms}: {layers}; {sum(parameter.numel() for parameter in self.parameters()):,} parameters"
+
+    def ways_taken(self) -> Counter[str]:
+        """How often each way to a delta was taken for the last inputs, by algorithm and way."""
+        return Counter(f"{adapter.title} {adapter.choice.taken}" for adapter in self.adapters if adapter.choice.taken is not None)
 
     # Files
 

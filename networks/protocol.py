@@ -80,6 +80,10 @@ class TrainableNetwork(nn.Module, ABC):
     def prepare_grad_etc(self, *models: Any) -> None:
         """The optimizer is ready."""
 
+    def ways_taken(self) -> Mapping[str, int]:
+        """In how many layers each way to a delta was taken for the last inputs; empty for networks that have one only."""
+        return {}
+
     def on_epoch_start(self, *models: Any) -> None:
         """An epoch begins: training mode, dropouts act."""
         self.train()

@@ -113,11 +113,11 @@ def write_sum(goal: Tensor, base: Tensor, adapters: Sequence["Adapter"]) -> None
         goal.copy_(base)
         return
     dtype = torch.promote_types(base.dtype, torch.float32) if base.itemsize > 1 else torch.float32
-    deltas = [(_scaled_rows(adapter, base, dtype), adapter.multiplier) for adapter in adapters]
+    deltas = [_delta_by_rows(adapter, base, dtype) for adapter in adapters]
     for rows in blocks_of(len(base), math.prod(base.shape[1:]), base.device):
         total = base[rows].to(dtype, copy=True, memory_format=torch.contiguous_format)
-        for block, multiplier in deltas:
-            total.add_(block(rows).view_as(total), alpha=multiplier)
+        for block, strength in deltas:
+            total.add_(block(rows).view_as(total), alpha=strength)
         goal[rows].copy_(total)
 
 
@@ -127,17 +127,20 @@ def blocks_of(out: int, fan_in: int, device: torch.device) -> Iterator[slice]:
     return (slice(first, min(first + size, out)) for first in range(0, out, size))
 
 
-def _scaled_rows(adapter: "Adapter", base: Tensor, dtype: torch.dtype) -> Callable[[slice], Tensor]:
-    """The rows of a delta in `dtype` on the device of `base`; from the whole of it where DoRA, dtype or device want that."""
+def _delta_by_rows(adapter: "Adapter", base: Tensor, dtype: torch.dtype) -> tuple[Callable[[slice], Tensor], float]:
+    """The rows of a delta on the device of `base`, and what to multiply them by in a sum of `dtype`.
+
+    Rounded as multiplier * delta_weight() is. From the whole of it where DoRA, dtype or device want that.
+    """
     is_alike = adapter.alpha.device == base.device and (dtype == torch.float32 or adapter.dtype == dtype)
     rows = rows_of(adapter) if adapter.dora_scale is None and is_alike else None
     if rows is None:
         delta = adapter.delta_weight(base).to(base.device, dtype)
-        return delta.__getitem__
+        return delta.__getitem__, adapter.multiplier
     coefficient = adapter.coefficient
-    if not isinstance(coefficient, Tensor) and coefficient == 1:
-        return rows.block
-    return lambda place: rows.block(place).mul_(coefficient)
+    if not isinstance(coefficient, Tensor) and math.frexp(coefficient)[0] == 0.5:  # a power of two rounds nothing: not worth a pass
+        return rows.block, adapter.multiplier * coefficient
+    return lambda place: rows.block(place).mul_(coefficient), adapter.multiplier
 
 
 # The factors of each algorithm

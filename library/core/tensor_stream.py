@@ -110,16 +110,16 @@ def write_stream(
     """
     entries = list(entries)
     described = dict(metadata or {}) | ({body_hash: _hash_text(hashlib.sha256())} if body_hash else {})
-    header = _header(entries, described)
+    header = header_bytes(entries, described or None)
     whole, body = hashlib.sha256(header), hashlib.sha256()
     try:
         with staged(path) as beside:
             with beside.open("xb", buffering=0) as file:
-                _write(file, header)
-                _write_all(file, body if body_hash else whole, _contents(entries, tensors))
+                write_all(file, header)
+                _stream(file, body if body_hash else whole, _contents(entries, tensors))
                 if body_hash:
                     file.seek(0)
-                    _write(file, _header(entries, described | {body_hash: _hash_text(body)}))
+                    write_all(file, header_bytes(entries, described | {body_hash: _hash_text(body)}))
             if body_hash:
                 with beside.open("rb") as again:
                     whole = hashlib.file_digest(again, "sha256")
@@ -134,8 +134,12 @@ def aligned(entries: Iterable[Entry]) -> list[Entry]:
     return sorted(entries, key=lambda entry: -entry.dtype.itemsize)
 
 
-def _header(entries: list[Entry], metadata: Mapping[str, str]) -> bytes:
-    table: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+def header_bytes(entries: Iterable[Entry], metadata: Mapping[str, str] | None) -> bytes:
+    """The header of a file with these entries, its length before it; without a table of metadata for None.
+
+    Raises `ValueError` for a name given twice, and for more than safetensors allows.
+    """
+    table: dict[str, object] = {} if metadata is None else {"__metadata__": dict(metadata)}
     position = 0
     for entry in entries:
         end = position + entry.size
@@ -150,6 +154,13 @@ def _header(entries: list[Entry], metadata: Mapping[str, str]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
+def write_all(file: FileIO, content: bytes | memoryview) -> None:
+    """Write a whole content to an unbuffered file."""
+    rest = memoryview(content)
+    while rest:
+        rest = rest[file.write(rest) :]  # the system may take less than all, 2 GiB at most
+
+
 def _contents(entries: list[Entry], tensors: Iterable[Tensor]) -> Iterator[memoryview]:
     for entry, tensor in zip(entries, tensors, strict=True):
         if tensor.dtype != entry.dtype or tuple(tensor.shape) != entry.shape:
@@ -158,11 +169,11 @@ def _contents(entries: list[Entry], tensors: Iterable[Tensor]) -> Iterator[memor
         yield tensor.detach().to("cpu").contiguous().flatten().view(torch.uint8).numpy().data
 
 
-def _write_all(file: FileIO, digest: "hashlib._Hash", contents: Iterator[memoryview]) -> None:
+def _stream(file: FileIO, digest: "hashlib._Hash", contents: Iterator[memoryview]) -> None:
     """Write and hash each content while the next is made: at most two are in memory."""
 
     def put(content: memoryview) -> None:
-        _write(file, content)
+        write_all(file, content)
         digest.update(content)
 
     with ThreadPoolExecutor(1) as writer:
@@ -173,12 +184,6 @@ def _write_all(file: FileIO, digest: "hashlib._Hash", contents: Iterator[memoryv
             pending = writer.submit(put, content)
         if pending is not None:
             pending.result()
-
-
-def _write(file: FileIO, content: bytes | memoryview) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[file.write(rest) :]  # the system may take less than all, 2 GiB at most
 
 
 def _hash_text(digest: "hashlib._Hash") -> str:

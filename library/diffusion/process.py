@@ -3,7 +3,6 @@
 from abc import ABC, abstractmethod
 
 import torch
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from torch import Tensor
 
 
@@ -31,6 +30,8 @@ class DDPMProcess(NoiseProcess):
     prediction_type = "epsilon"
 
     def __init__(self, steps: int = 1000, beta_start: float = 0.00085, beta_end: float = 0.012) -> None:
+        from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # two seconds, which adapters alone need not wait for
+
         self.scheduler = DDPMScheduler(
             num_train_timesteps=steps, beta_start=beta_start, beta_end=beta_end, beta_schedule="scaled_linear", clip_sample=False
         )

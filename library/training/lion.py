@@ -33,9 +33,15 @@ class Lion(Optimizer):
 
     def _update(self, parameters: list[torch.Tensor], lr: float, betas: tuple[float, float], weight_decay: float) -> None:
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        momenta = [self.state[parameter].setdefault("momentum", torch.zeros_like(parameter)) for parameter in parameters]
+        momenta = [self._momentum(parameter) for parameter in parameters]
         directions = torch._foreach_lerp(gradients, momenta, betas[0])
         torch._foreach_sign_(directions)
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
         torch._foreach_add_(parameters, directions, alpha=-lr)
         torch._foreach_lerp_(momenta, gradients, 1 - betas[1])
+
+    def _momentum(self, parameter: torch.Tensor) -> torch.Tensor:
+        state = self.state[parameter]
+        if "momentum" not in state:
+            state["momentum"] = torch.zeros_like(parameter)
+        return state["momentum"]

@@ -31,6 +31,7 @@ from library.training.rules import without_effect
 from library.training.save import SaveOptions, Saver
 from library.training.schedule import ScheduleOptions, build_schedule
 from library.training.step import StepContext, batch_loss
+from networks.protocol import TrainableNetwork
 
 logger = get_logger(__name__)
 
@@ -206,6 +207,8 @@ def update(run: Run, batches: list[Batch]) -> None:
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
     accelerator.log(run.progress.update(total, rates) | bound_norms(run), step=run.step)
+    if run.step == 1:
+        _tell_ways(run.trained.network)
 
 
 def bound_norms(run: Run) -> dict[str, float]:
@@ -266,6 +269,13 @@ def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
 def _synchronised(accelerator: Accelerator, model: nn.Module, is_last: bool) -> AbstractContextManager[None]:
     """Gradients go from rank to rank with the last batch of a step only."""
     return nullcontext() if is_last else accelerator.no_sync(model)
+
+
+def _tell_ways(network: TrainableNetwork) -> None:
+    """Say how the deltas were computed, which is known once there was an input."""
+    ways = ", ".join(f"{way} {count}" for way, count in sorted(network.ways_taken().items()))
+    if ways:
+        logger.info("ways to the deltas, and of how many layers: %s", ways)
 
 
 def _announce(run: Run) -> None:

@@ -1,6 +1,6 @@
 """From a file to adapters: every key is used, or named in an error; each layer is read by the algorithm that wrote it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +44,11 @@ def members_of(file: AdapterFile, table: NameTable, *, allow_partial: bool = Fal
     found, left_out = _sorted(file, table, problems)
     if left_out:
         logger.warning("%d adapters are left out: no text encoder was given for %s", len(left_out), listing(left_out, 2))
+    rehearsed: set[Hashable] = set()
     for name, values in found.items():
         part, target, layer = table.order[name]
         try:
-            members.append(Member(adapter=_adapter(name, layer, values), part=part, target=target))
+            members.append(Member(adapter=_adapter(name, layer, values, rehearsed), part=part, target=target))
         except ValueError as error:
             problems.append(str(error))
     _settle(problems, allow_partial and bool(members), file)  # where nothing is left, what is wrong is the answer
@@ -128,22 +129,31 @@ def _config_of(configs: Mapping[str, PeftConfig], name: str) -> tuple[PeftConfig
     return (configs[component], path) if component in configs else (configs.get(""), bare)
 
 
-def _adapter(name: str, layer: nn.Module, values: LayerTensors) -> Adapter:
+def _adapter(name: str, layer: nn.Module, values: LayerTensors, rehearsed: set[Hashable]) -> Adapter:
+    """The adapter of a layer. What `rehearsed` holds fitted before: the file's other layers of these shapes."""
     algorithm = algorithm_of(name, ["dora_scale" if key == MAGNITUDE else key for key in values.tensors])
     try:
-        algorithm.shape_of(layer)
+        shape = algorithm.shape_of(layer)
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     tensors = values.canonical(layer)
-    alpha = {"alpha": tensors["alpha"]} if "alpha" in tensors else {}
-    shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()} | alpha
+    kind = (algorithm, shape, tuple((key, tensor.shape) for key, tensor in tensors.items()))
     try:
-        with torch.device("meta"):  # a rehearsal: there, tensors that do not fit their layer take no memory
-            algorithm.from_tensors(name, layer, shapes)
+        if kind not in rehearsed:
+            _rehearse(algorithm, name, layer, tensors)
+            rehearsed.add(kind)
         return algorithm.from_tensors(name, layer, tensors)
     except (RuntimeError, TypeError, IndexError, OverflowError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{name}: its tensors do not fit together ({reason:.200})") from error
+
+
+def _rehearse(algorithm: type[Adapter], name: str, layer: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make the adapter on the meta device first: there, tensors that do not fit their layer take no memory."""
+    alpha = {"alpha": tensors["alpha"]} if "alpha" in tensors else {}
+    shapes = {key: torch.empty_like(tensor, device="meta") for key, tensor in tensors.items()} | alpha
+    with torch.device("meta"):
+        algorithm.from_tensors(name, layer, shapes)
 
 
 def _settle(problems: list[str], allow_partial: bool, file: AdapterFile) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from library.core.tensor_file import is_finite
 from networks.formats.keys import MAGNITUDE
 from networks.layers import LayerShape
 
@@ -46,8 +47,7 @@ class LayerTensors:
             return f"{self.keys[name]}: numbers of {str(tensor.dtype).removeprefix('torch.')}; an adapter has floating point ones"
         if 0 in tensor.shape:
             return f"{self.keys[name]}: empty, of shape {list(tensor.shape)}"
-        values = tensor.float() if tensor.itemsize < 2 else tensor
-        return None if torch.isfinite(values).all() else f"{self.keys[name]}: holds values that are not finite"
+        return None if is_finite(tensor) else f"{self.keys[name]}: holds values that are not finite"
 
     def _magnitudes(self, magnitude: Tensor, shape: LayerShape) -> Tensor:
         """(out, 1, ...): PEFT and ai-toolkit have a magnitude for each output, stored as (out,) or (1, out, 1, 1)."""

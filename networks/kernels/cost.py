@@ -15,6 +15,7 @@ import torch
 
 Path = Literal["auto", "factored", "materialise"]
 MATERIALISE = "materialise"
+FUSED = " fused"  # ends the name of a way that runs on Triton kernels: never chosen by this model, only by measurement
 
 TOKENS = tuple(1 << power for power in range(21))  # where ways are compared: 1 to a million rows
 
@@ -143,14 +144,18 @@ def way_at(ranges: Ranges, tokens: int) -> str:
     return ranges[-1][1]
 
 
+def allowed(ways: list[str], path: Path) -> list[str]:
+    """Those of some ways that `path` allows."""
+    return [way for way in ways if path == "auto" or (way == MATERIALISE) == (path == MATERIALISE)]
+
+
 @functools.cache
 def cheapest(ways: Ways, setting: Setting, path: Path) -> Ranges:
     """The cheapest way for every number of tokens, of those that `path` allows."""
 
     def costs(tokens: int) -> dict[str, float]:
         found = ways.costs(tokens, setting)
-        allowed = {way: cost for way, cost in found.items() if path == "auto" or (way == MATERIALISE) == (path == MATERIALISE)}
-        return allowed or found
+        return {way: found[way] for way in allowed(list(found), path)}
 
     return tuple(_ranges(costs))
 

@@ -11,7 +11,8 @@ Backward by the same identities: with J = grad w2 (A, D), grad_X = s * w1^T J an
 with the blocks of grad mixed instead, s * (w1^T grad)^T X. Nothing of the weight's size is made; x and the factors are all that is kept.
 """
 
-# pyright: reportIncompatibleMethodOverride=false  # autograd functions have as many gradients as they say
+# An autograd function's `backward` takes as many gradients as it has outputs:
+# pyright: reportIncompatibleMethodOverride=false
 
 from typing import Any
 
@@ -31,23 +32,33 @@ from networks.kernels.products import (
     without_autocast,
     working_dtype,
 )
+from networks.kernels.triton.mixing import kronecker_mix
 from networks.layers import LayerShape
 
 
 def kronecker_product(
-    x: Tensor, w1: Tensor, w2: tuple[Tensor, ...], scale: float, shape: LayerShape, base: Base | None = None, *, mixes_first: bool = False
+    x: Tensor,
+    w1: Tensor,
+    w2: tuple[Tensor, ...],
+    scale: float,
+    shape: LayerShape,
+    base: Base | None = None,
+    *,
+    mixes_first: bool = False,
+    is_fused: bool = False,
 ) -> Tensor:
     """The scaled delta of `x` (..., B * D) or (batch, B * D, *positions), with `base` the layer's whole output, in the dtype of `x`.
 
     `w1` (A, B); `w2` is one tensor (C, D, *kernel), or w2_a (C, r) and w2_b (r, D * kernel), or for convolutions w2_a (C, r), w2_b (r, D)
     and a core (r, r, *kernel), in any float dtype; gradients come back in theirs. `mixes_first` applies w1 to the input's blocks
-    instead of the output's; in rank space it has no meaning.
+    instead of the output's; in rank space it has no meaning. `is_fused` mixes the blocks of a Linear by a Triton kernel where there can
+    be one.
     """
     weight, bias, strength = base or NO_BASE
     scale = scale * strength
     if not shape.kernel:
         function: Any = _RankedLinear if len(w2) == 2 else _WholeLinear
-        y = run(function, x.reshape(-1, x.shape[-1]), weight, bias, scale, mixes_first, w1, *w2)
+        y = run(function, x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, scale, mixes_first, is_fused, w1, *w2)
         return y.view(*x.shape[:-1], shape.out)
     function = _WholeConvolution if len(w2) == 1 else _RankedConvolution
     return convolved(x, shape, lambda x, shape: run(function, x, weight, bias, scale, mixes_first, shape, w1, *w2))
@@ -58,13 +69,14 @@ class _RankedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, _: bool, w1: Tensor, left: Tensor, right: Tensor
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, _: bool, is_fused: bool, w1: Tensor,
+        left: Tensor, right: Tensor,
+    ) -> Tensor:  # fmt: skip
         dtype = working_dtype(x.dtype, x.device.type)
         with without_autocast(x):
             rows, mixer, up, down = cast(dtype, x, w1, left, right)
             hidden = _blocks(rows, w1.shape[1]) @ down.t()  # (M, B, r)
-            mixed = torch.matmul(mixer, hidden).flatten(0, 1)  # (M * A, r)
+            mixed = _mix(mixer, hidden, is_fused).flatten(0, 1)  # (M * A, r)
 
             def write(y: Tensor, beta: float) -> None:
                 y.view(-1, up.shape[0]).addmm_(mixed, up.t(), beta=beta, alpha=scale)
@@ -72,7 +84,7 @@ class _RankedLinear(torch.autograd.Function):
             y = joined_product(rows, weight, bias, w1.shape[0] * left.shape[0], write)
         is_small = hidden[0].numel() <= KEPT_SHARE * x.shape[1]
         ctx.save_for_backward(x, weight, hidden if is_small else None, w1, left, right)
-        ctx.scale = scale
+        ctx.scale, ctx.is_fused = scale, is_fused
         return y.to(x.dtype)
 
     @staticmethod
@@ -80,14 +92,14 @@ class _RankedLinear(torch.autograd.Function):
         x, weight, hidden, *factors = ctx.saved_tensors
         dtype = working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
-            rows, grad, mixer, up, down = cast(dtype, x, grad, *factors)
+            rows, grad, mixer, up, down = cast(dtype, x, grad.contiguous(), *factors)
             (a, b), r = mixer.shape, down.shape[0]
             hidden = _blocks(rows, b) @ down.t() if hidden is None else hidden  # (M, B, r)
             out_blocks = grad.view(-1, up.shape[0])  # (M * A, C)
             grad_mixed = grad.new_empty(out_blocks.shape[0], r).addmm_(out_blocks, up, beta=0, alpha=ctx.scale)
-            mixed = torch.matmul(mixer, hidden).view(-1, r)
+            mixed = _mix(mixer, hidden, ctx.is_fused).view(-1, r)
             grad_up = up.new_empty(up.shape).addmm_(out_blocks.t(), mixed, beta=0, alpha=ctx.scale)
-            grad_hidden = torch.matmul(mixer.t(), grad_mixed.view(-1, a, r)).view(-1, r)  # (M * B, r)
+            grad_hidden = _mix(mixer.t(), grad_mixed.view(-1, a, r), ctx.is_fused).view(-1, r)  # (M * B, r)
             grad_mixer = _sum_of_products(grad_mixed.view(-1, a, r), hidden)
             in_blocks = rows.view(-1, down.shape[1])  # (M * B, D)
             grad_down = grad_hidden.t() @ in_blocks
@@ -96,7 +108,7 @@ class _RankedLinear(torch.autograd.Function):
                 total, beta = base_input_gradient(grad, weight, x.shape[1])
                 total.view(in_blocks.shape).addmm_(grad_hidden, down, beta=beta)
                 grad_x = total.to(x.dtype)
-        return grad_x, None, None, None, None, *like(factors, [grad_mixer, grad_up, grad_down])
+        return grad_x, None, None, None, None, None, *like(factors, [grad_mixer, grad_up, grad_down])
 
 
 class _WholeLinear(torch.autograd.Function):
@@ -104,16 +116,17 @@ class _WholeLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, mixes_first: bool, w1: Tensor, w2: Tensor
-    ) -> Tensor:
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, mixes_first: bool, is_fused: bool, w1: Tensor,
+        w2: Tensor,
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, weight, w1, w2)
-        ctx.scale = scale
+        ctx.scale, ctx.is_fused = scale, is_fused
         dtype = working_dtype(x.dtype, x.device.type)
         with without_autocast(x):
             rows, mixer, matrix = cast(dtype, x, w1, w2)
             (a, b), c = mixer.shape, matrix.shape[0]
             if mixes_first:
-                blocks = torch.matmul(mixer, _blocks(rows, b)).flatten(0, 1)  # (M * A, D)
+                blocks = _mix(mixer, _blocks(rows, b), is_fused).flatten(0, 1)  # (M * A, D)
 
                 def write(y: Tensor, beta: float) -> None:
                     y.view(-1, c).addmm_(blocks, matrix.t(), beta=beta, alpha=scale)
@@ -121,7 +134,7 @@ class _WholeLinear(torch.autograd.Function):
                 blocks = _blocks(rows, b) @ matrix.t()  # (M, B, C)
 
                 def write(y: Tensor, beta: float) -> None:
-                    _mix_onto(y.view(-1, a, c), mixer, blocks, beta, scale)
+                    _mix_onto(y.view(-1, a, c), mixer, blocks, beta, scale, is_fused)
 
             y = joined_product(rows, weight, bias, a * c, write)
         return y.to(x.dtype)
@@ -131,7 +144,7 @@ class _WholeLinear(torch.autograd.Function):
         x, weight, *factors = ctx.saved_tensors
         dtype = working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
-            rows, grad, mixer, matrix = cast(dtype, x, grad, *factors)
+            rows, grad, mixer, matrix = cast(dtype, x, grad.contiguous(), *factors)
             (a, b), (c, d) = mixer.shape, matrix.shape
             out_blocks, in_blocks = grad.view(-1, a, c), rows.view(-1, b, d)
             through = out_blocks @ matrix  # (M, A, D)
@@ -139,14 +152,14 @@ class _WholeLinear(torch.autograd.Function):
             grad_x = None
             if ctx.needs_input_grad[0]:
                 total, beta = base_input_gradient(grad, weight, x.shape[1])
-                _mix_onto(total.view(in_blocks.shape), mixer.t(), through, beta, ctx.scale)
+                _mix_onto(total.view(in_blocks.shape), mixer.t(), through, beta, ctx.scale, ctx.is_fused)
                 grad_x = total.to(x.dtype)
             if a * d <= b * c:  # mix the narrower side
-                left, right = out_blocks, torch.matmul(mixer, in_blocks)
+                left, right = out_blocks, _mix(mixer, in_blocks, ctx.is_fused)
             else:
-                left, right = torch.matmul(mixer.t(), out_blocks), in_blocks
+                left, right = _mix(mixer.t(), out_blocks, ctx.is_fused), in_blocks
             grad_matrix = grad.new_empty(c, d).addmm_(left.flatten(0, 1).t(), right.flatten(0, 1), beta=0, alpha=ctx.scale)
-        return grad_x, None, None, None, None, *like(factors, [grad_mixer, grad_matrix])
+        return grad_x, None, None, None, None, None, *like(factors, [grad_mixer, grad_matrix])
 
 
 class _RankedConvolution(torch.autograd.Function):
@@ -233,9 +246,17 @@ def _blocks(rows: Tensor, count: int) -> Tensor:
     return rows.view(rows.shape[0], count, -1)
 
 
-def _mix_onto(y: Tensor, mixer: Tensor, blocks: Tensor, beta: float, scale: float) -> None:
+def _mix(mixer: Tensor, blocks: Tensor, is_fused: bool) -> Tensor:
+    """mixer (A, B) @ blocks (M, B, C): (M, A, C)."""
+    return kronecker_mix(mixer, blocks) if is_fused else torch.matmul(mixer, blocks)
+
+
+def _mix_onto(y: Tensor, mixer: Tensor, blocks: Tensor, beta: float, scale: float, is_fused: bool) -> None:
     """y (M, A, C) becomes beta * y + scale * mixer @ blocks, for blocks (M, B, C)."""
-    y.baddbmm_(mixer.expand(y.shape[0], -1, -1), blocks, beta=beta, alpha=scale)
+    if is_fused and beta:
+        kronecker_mix(mixer, blocks, y, scale)
+    else:
+        y.baddbmm_(mixer.expand(y.shape[0], -1, -1), blocks, beta=beta, alpha=scale)
 
 
 def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:

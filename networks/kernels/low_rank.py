@@ -7,7 +7,8 @@ LoHa: (a1 b1) * (a2 b2) = up @ down with up[:, pq] = a1[:, p] a2[:, q] and down[
     grad_up = s * grad hidden^T;  grad_down = grad_hidden x^T
 """
 
-# pyright: reportIncompatibleMethodOverride=false  # autograd functions have as many gradients as they say
+# An autograd function's `backward` takes as many gradients as it has outputs:
+# pyright: reportIncompatibleMethodOverride=false
 
 from typing import Any
 
@@ -27,24 +28,27 @@ from networks.kernels.products import (
     without_autocast,
     working_dtype,
 )
+from networks.kernels.triton.linear import extended_linear, extended_linear_input_gradient
 from networks.layers import LayerShape
 
 KEPT_SHARE = 0.1  # what may be kept beside the input, as a share of it; more is computed again
 
 
-def low_rank(x: Tensor, factors: tuple[Tensor, ...], scale: float, shape: LayerShape, base: Base | None = None) -> Tensor:
+def low_rank(
+    x: Tensor, factors: tuple[Tensor, ...], scale: float, shape: LayerShape, base: Base | None = None, *, is_fused: bool = False
+) -> Tensor:
     """The scaled delta of `x` (..., in) or (batch, in, *positions), with `base` the layer's whole output, in the dtype of `x`.
 
     `factors` are down (r, inner, *kernel) and up (out, r), or LoHa's a1 (out, r), b1 (r, inner * kernel), a2, b2, in any float dtype;
-    gradients come back in theirs.
+    gradients come back in theirs. `is_fused` makes base and delta of a Linear one Triton kernel where there can be one.
     """
     weight, bias, strength = base or NO_BASE
     scale = scale * strength
     if shape.kernel:
         return convolved(x, shape, lambda x, shape: run(_Convolved, x, weight, bias, scale, shape, *factors))
     if x.dim() == 2:
-        return run(_Linear, x, weight, bias, scale, *factors)
-    return run(_Linear, x.reshape(-1, x.shape[-1]), weight, bias, scale, *factors).view(*x.shape[:-1], shape.out)
+        return run(_Linear, x, weight, bias, scale, is_fused, *factors)
+    return run(_Linear, x.reshape(-1, x.shape[-1]), weight, bias, scale, is_fused, *factors).view(*x.shape[:-1], shape.out)
 
 
 def khatri_rao(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
@@ -60,15 +64,18 @@ class _Linear(torch.autograd.Function):
     """Of rows x (M, in)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, *factors: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, is_fused: bool, *factors: Tensor) -> Tensor:
         dtype = working_dtype(x.dtype, x.device.type)
         with without_autocast(x):
             rows, down, up = cast(dtype, x, *_matrices(factors))
             hidden = F.linear(rows, down)
-            y = joined_product(rows, weight, bias, up.shape[0], lambda y, beta: y.addmm_(hidden, up.t(), beta=beta, alpha=scale))
+            if is_fused and weight is not None:
+                y = extended_linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype), hidden, up, scale)
+            else:
+                y = joined_product(rows, weight, bias, up.shape[0], lambda y, beta: y.addmm_(hidden, up.t(), beta=beta, alpha=scale))
         is_small = hidden.shape[1] <= KEPT_SHARE * x.shape[1]
         ctx.save_for_backward(x, weight, hidden if is_small else None, *factors)
-        ctx.scale = scale
+        ctx.scale, ctx.is_fused = scale, is_fused
         return y if dtype == x.dtype else y.to(x.dtype)
 
     @staticmethod
@@ -80,12 +87,14 @@ class _Linear(torch.autograd.Function):
             if hidden is None:
                 hidden = F.linear(rows, down)
             grad_hidden = _times(torch.mm(grad, up), ctx.scale)
-            if ctx.needs_input_grad[0]:
+            if ctx.needs_input_grad[0] and ctx.is_fused and weight is not None:
+                grad_x = extended_linear_input_gradient(grad, weight.to(dtype), grad_hidden, down)
+            elif ctx.needs_input_grad[0]:
                 grad_x, beta = base_input_gradient(grad, weight, x.shape[1])
                 grad_x.addmm_(grad_hidden, down, beta=beta)
             grad_up = _times(torch.mm(grad.t(), hidden), ctx.scale)
             gradients = _factor_gradients(factors, torch.mm(grad_hidden.t(), rows), grad_up)
-        return grad_x if grad_x is None or dtype == x.dtype else grad_x.to(x.dtype), None, None, None, *gradients
+        return grad_x if grad_x is None or dtype == x.dtype else grad_x.to(x.dtype), None, None, None, None, *gradients
 
 
 class _Convolved(torch.autograd.Function):

@@ -6,7 +6,8 @@ together; only the input gradient goes through the rounded sum, whose error ther
 dW is made, used and forgotten in blocks of rows that stay in a processor's caches, so that it never stands in memory as a whole.
 """
 
-# pyright: reportIncompatibleMethodOverride=false  # autograd functions have as many gradients as they say
+# An autograd function's `backward` takes as many gradients as it has outputs:
+# pyright: reportIncompatibleMethodOverride=false
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from networks.kernels.products import NO_BASE, Base, cast, convolved, joined_product, like, run, without_autocast, working_dtype
+from networks.kernels.triton.hadamard import hadamard_gradients, hadamard_weight
 from networks.layers import LayerShape
 
 BLOCK = {"cpu": 1 << 20}  # elements of a block of dW; on other devices BLOCK_ELSEWHERE, for every block is a launch there
@@ -86,6 +88,20 @@ class Hadamard:
         first, second = parts
         grad_first, grad_second = grad * second, grad * first
         return [grad_first @ b1.t(), a1.t() @ grad_first, grad_second @ b2.t(), a2.t() @ grad_second]
+
+
+class FusedHadamard(Hadamard):
+    """LoHa's by Triton kernels, where there can be some: neither product ever stands in memory."""
+
+    def parts(self, factors: list[Tensor]) -> tuple[Tensor, ...]:
+        return ()
+
+    def weight(self, factors: list[Tensor], parts: tuple[Tensor, ...], scale: float, onto: Tensor | None) -> Tensor:
+        a1, b1, a2, b2 = factors
+        return hadamard_weight(a1, b1, a2, b2, scale, onto)
+
+    def gradients(self, grad: Tensor, factors: list[Tensor], parts: tuple[Tensor, ...]) -> list[Tensor]:
+        return list(hadamard_gradients(grad, *factors))
 
 
 class Kronecker:

@@ -6,7 +6,8 @@ swallow the delta too. In float32 the base comes first, with its bias, and the d
 No library convolution accumulates onto an addend, so kernels larger than 1x1 keep two roundings in half precision.
 """
 
-# pyright: reportIncompatibleMethodOverride=false  # autograd functions have as many gradients as they say
+# An autograd function's `backward` takes as many gradients as it has outputs:
+# pyright: reportIncompatibleMethodOverride=false
 
 import functools
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from networks.kernels.triton.machine import constant_in_graphs
 from networks.layers import LayerShape
 
 Write = Callable[[Tensor, float], Any]
@@ -42,7 +44,7 @@ def working_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
     return torch.float32 if device_type == "cpu" and dtype.itemsize == 2 and _is_emulated(dtype) else dtype
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 @functools.cache
 def _is_emulated(dtype: torch.dtype) -> bool:
     """Whether this CPU computes half precision by conversions, element by element: many times slower than float32."""

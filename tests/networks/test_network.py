@@ -393,7 +393,7 @@ def test_the_tensors_of_a_file_survive_a_failed_save(sdxl: Models, tmp_path: Pat
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("library.core.tensor_file.save_file", full)
+    monkeypatch.setattr("library.core.tensor_pack.write_all", full)
     with pytest.raises(ValueError, match="No space left on device"):
         network.save_weights(path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]

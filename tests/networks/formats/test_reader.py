@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from library.models.naming import naming_named
 from networks.difference import Difference
 from networks.files import AdapterFile
+from networks.formats import reader
 from networks.formats.peft_config import read_metadata
 from networks.formats.reader import read_members
+from networks.layers import LayerShape
 from networks.members import Member
 
 
@@ -292,3 +294,10 @@ def test_half_and_eight_bit_floats_are_read_as_float32():
 
 def test_both_families_are_there():
     assert [naming_named(name).title for name in ("anima", "sdxl")] == ["Anima", "SDXL"]
+
+
+def test_layers_of_one_shape_are_rehearsed_once(sdxl, monkeypatch: pytest.MonkeyPatch):
+    members, rehearsed = sdxl.members(only="attn"), []
+    monkeypatch.setattr(reader, "_rehearse", lambda algorithm, name, layer, tensors: rehearsed.append(LayerShape.of(layer)))
+    assert_same(read(sdxl, spelt(members, TOOLS["kohya"])), members)
+    assert len(rehearsed) == len(set(rehearsed)) == len({member.adapter.shape for member in members}) < len(members)

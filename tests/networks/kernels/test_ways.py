@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from networks.base import Adapter
 from networks.kernels import materialised, products
-from networks.kernels.cost import MATERIALISE
+from networks.kernels.choice import Choice
+from networks.kernels.cost import FUSED, MATERIALISE
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
@@ -50,7 +51,7 @@ def layers(draw: st.DrawFn) -> tuple[nn.Module, tuple[int, ...]]:
 def adapted(structure: str, layer: nn.Module, rank: int, path: str) -> Adapter:
     algorithm, arguments = STRUCTURES[structure]
     adapter = filled(algorithm.fresh("x", layer.requires_grad_(False), rank, rank / 2, algorithm.Arguments(**arguments)))
-    adapter.set_path(path)  # pyright: ignore[reportArgumentType]
+    adapter.choice = Choice(path)  # pyright: ignore[reportArgumentType]
     adapter.multiplier = 0.7
     adapter.attach()
     return adapter
@@ -107,6 +108,28 @@ def test_precision_is_that_of_the_dtype(
     errors = compared(layer, structure, 4, path, dtype, x)
     output, gradients = (4e-3, 2e-2) if dtype.itemsize == 2 else (1e-6, 2e-5)
     assert errors[0] < output and max(errors[1:]) < gradients
+
+
+@pytest.mark.parametrize("path", ["factored", "materialise"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_the_ways_of_gpu_kernels_are_the_formula_too(structure: str, path: str, monkeypatch: pytest.MonkeyPatch):
+    plain = Choice.way
+    monkeypatch.setattr(Choice, "way", lambda *arguments: plain(*arguments) + FUSED)
+    torch.manual_seed(0)
+    assert max(compared(nn.Linear(12, 16), structure, 3, path, torch.float32, torch.randn(2, 5, 12))) < 2e-5
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_any_strides_of_inputs_and_gradients_are_taken(structure: str):
+    torch.manual_seed(0)
+    layer = nn.Linear(12, 16)
+    adapter = adapted(structure, layer, 3, "auto")
+    x = torch.randn(12, 5, 4).transpose(0, 2).requires_grad_()
+    layer(x).sum().backward()  # a gradient that is one number, seen as many
+    found = x.grad
+    adapter.detach()
+    weight = layer.weight + 0.7 * adapter.delta_weight()
+    torch.testing.assert_close(found, weight.sum(0).expand(x.shape))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

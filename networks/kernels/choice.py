@@ -1,0 +1,79 @@
+"""Which way an adapter takes to its delta: by the cost model, by measurement, or as the user says."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from networks.kernels.autotune import Tuner, has_kernels, key_of
+from networks.kernels.cost import FUSED, Path, Ranges, Setting, allowed, cheapest, way_at
+from networks.kernels.products import Base, working_dtype
+
+if TYPE_CHECKING:
+    from networks.base import Adapter
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class Choice:
+    """Of one adapter. `taken` is the way of its last input, None before the first."""
+
+    def __init__(self, path: Path = "auto", tuner: Tuner | None = None) -> None:
+        """`path` limits the ways to the factored ones or the one that makes dW; a `tuner` measures instead of modelling."""
+        self.path: Path = path
+        self.tuner = tuner
+        self.taken: str | None = None
+        self._measured: str | None = None  # the way that is being measured
+        self._ranges: dict[tuple[torch.dtype, str, bool], Ranges] = {}
+
+    def prepare(self, adapter: "Adapter") -> None:
+        """Ask the cost model before a compiler traces the layer: what it finds then is a table of constants."""
+        if adapter.ways is not None:
+            for dtype in DTYPES:
+                for joins in (True, False):
+                    self._modelled(adapter, (dtype, adapter.alpha.device.type, joins))
+
+    def way(self, adapter: "Adapter", x: Tensor, base: Base | None) -> str:
+        """The way for an input, and for the base's product if that is at hand."""
+        tokens = x.numel() // x.shape[adapter.shape.channel]
+        if self.tuner is not None and not torch.compiler.is_compiling():
+            way = self._measured or self._tuned(adapter, self.tuner, x, tokens, base)
+        else:
+            key = (x.dtype, x.device.type, base is not None)
+            way = way_at(self._ranges.get(key) or self._modelled(adapter, key), tokens)
+        if way != self.taken:
+            self.taken = way
+        return way
+
+    def _modelled(self, adapter: "Adapter", key: tuple[torch.dtype, str, bool]) -> Ranges:
+        dtype, device_type, joins = key
+        ways = adapter.ways
+        assert ways is not None
+        self._ranges[key] = cheapest(ways, Setting.of(device_type, working_dtype(dtype, device_type), joins), self.path)
+        return self._ranges[key]
+
+    def _tuned(self, adapter: "Adapter", tuner: Tuner, x: Tensor, tokens: int, base: Base | None) -> str:
+        ways = adapter.ways
+        assert ways is not None
+        names = allowed(list(ways.costs(tokens, Setting.of(x.device.type, x.dtype, base is not None))), self.path)
+        if has_kernels(x.device) and not adapter.shape.kernel:
+            names += [name + FUSED for name in names]
+        key = key_of(f"{adapter.title} {ways} {adapter.shape}", x, tokens, base is not None)
+        return tuner.way(key, names, lambda way: self._step(adapter, way, x, base), x.device)
+
+    def _step(self, adapter: "Adapter", way: str, x: Tensor, base: Base | None) -> Callable[[], Any]:
+        """One forward and backward of a way on a copy of an input; no gradient of it is left anywhere."""
+        copy = x.detach().clone().requires_grad_()
+        inputs = [copy, *(parameter for parameter in adapter.parameters() if parameter.requires_grad)]
+
+        def step() -> None:
+            self._measured = way
+            try:
+                with torch.enable_grad():
+                    y = adapter.delta(copy, base)
+                    torch.autograd.grad(y, inputs, torch.ones_like(y), allow_unused=True)
+            finally:
+                self._measured = None
+
+        return step
