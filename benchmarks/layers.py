@@ -2,7 +2,7 @@
 
 For layers of SDXL and Anima: time of forward and backward, bytes kept for backward, most bytes alive, kernels, and errors against float64.
 Ways take turns in one process, one thread. A CPU without bfloat16 instructions runs half precision on few tokens: its times there say
-nothing of other machines. `--quick` takes two minutes, the default a quarter of an hour, `--grid full` hours on a CPU.
+nothing of other machines. `--quick` takes a minute, the default a quarter of an hour, `--grid full` hours on a CPU.
 Writes `benchmarks/results/layers.json` and Markdown tables to the screen, with the goals of docs/performance.md.
 """
 

@@ -149,9 +149,10 @@ def saving(network: Network, values: list[Tensor], file: Path, folder: Path) -> 
     def plain() -> None:
         content = torch.cat([value.detach().flatten().half() for value in values]).numpy().data
         hashlib.sha256(content).hexdigest()
-        with (folder / "plain").open("wb") as target:
+        with (folder / "new").open("wb") as target:
             target.write(content)
             os.fsync(target.fileno())
+        (folder / "new").replace(folder / "plain")  # an earlier file stands until then, as ours does
 
     (ours, ours_waited), (floor, floor_waited) = (
         both_clocks(run) for run in (lambda: network.save_weights(file, torch.float16, {"ss_network_module": "x"}), plain)

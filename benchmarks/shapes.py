@@ -136,7 +136,7 @@ class Grid:
 
 GRIDS = {
     "quick": Grid(
-        shapes=(HOST_COST, SHAPES[1], SHAPES[5], SHAPES[6]),
+        shapes=(HOST_COST, SHAPES[1], SHAPES[6]),
         settings=CORE,
         beside=(LOHA_32,),
         small=(),

@@ -1,9 +1,9 @@
 """What a whole training step costs in every way, over the frozen model: `python -m benchmarks.step`.
 
 A step is forward, backward and AdamW; of the frozen model forward and the gradient of its input. On a CPU models of SDXL's and Anima's
-classes with 100 to 200 M parameters, float32, one thread, some ten minutes (`--quick` three); with `--device cuda` the full-size ones
-with random weights, 1024 x 1024, bfloat16 under autocast with float32 factors, batch 1 and 4, with and without checkpointing. All ways
-start from the same values, so their losses agree.
+classes with 100 to 200 M parameters, float32, one thread, a quarter of an hour (`--quick` half of it); with `--device cuda` the
+full-size ones with random weights, 1024 x 1024, bfloat16 under autocast with float32 factors, batch 1 and 4, with and without
+checkpointing. All ways start from the same values, so their losses agree.
 Writes `benchmarks/results/step.json` and Markdown tables to the screen.
 """
 
@@ -21,16 +21,18 @@ from torch import Tensor, nn
 from benchmarks import goals
 from benchmarks.contest import interleaved
 from benchmarks.measure import traced
-from benchmarks.peers import ALGORITHMS, OURS, PACKAGES, SD_SCRIPTS, Setting, Way, available_ways, take_over, trained, twin
+from benchmarks.peers import ALGORITHMS, LYCORIS_BYPASS, OURS, PEFT, SD_SCRIPTS, Setting, Way, available_ways, take_over, trained, twin
 from benchmarks.results import FOLDER, FROZEN, Row, Rows, machine, ratio, read, rounded, way_table, write
-from benchmarks.shapes import CORE, LOHA_32, LOKR_FULL
+from benchmarks.shapes import CORE, LOHA_32
 from benchmarks.step_models import SUBJECTS, Subject
 
 Lineup = Sequence[tuple[Setting, str]]
 QUICK: Lineup = [(setting, way) for setting in CORE for way in (OURS, SD_SCRIPTS)]
 WHOLE: Lineup = [
-    *((setting, way) for setting in CORE for way in (OURS, SD_SCRIPTS, *PACKAGES)),
-    *((setting, way) for setting in (LOHA_32, LOKR_FULL) for way in (OURS, SD_SCRIPTS)),
+    *(
+        (setting, way) for setting in CORE for way in (OURS, SD_SCRIPTS, LYCORIS_BYPASS, PEFT)
+    ),  # LyCORIS' other mode costs as sd-scripts' way
+    *((LOHA_32, way) for way in (OURS, SD_SCRIPTS)),
 ]
 RATE = 1e-4
 METRICS = {

@@ -128,7 +128,7 @@ class NetworkArguments:
     )
     autotune: bool = option(
         False,
-        help="measure the ways to a delta on this machine, once, instead of estimating them; kept in hadron/ways.json in the user's cache",
+        help="measure the ways to a delta, once, instead of estimating them; kept in hadron/ways.json in the user's cache folder",
     )
     verbose: bool = option(False, help="list every adapted layer in the log")
 

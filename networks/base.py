@@ -215,7 +215,8 @@ class Adapter(nn.Module, ABC):
 
     def _dropped_delta(self, x: Tensor) -> Tensor:
         """The delta, with rank dropout on its rows (whole output channels, per sample) where ranks are not dropped."""
-        y = self.delta(x)
+        is_transformed = torch._C._are_functorch_transforms_active()  # see `Stack._base`
+        y = Adapter.delta(self, x) if is_transformed and self.is_algorithm else self.delta(x)
         if self.training and self.dropouts.rank and not self.drops_ranks:
             y = y * self.shape.along_channels(self.kept(x, self.shape.out), y)
         return y

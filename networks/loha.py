@@ -115,7 +115,8 @@ class LoHa(Adapter):
 
     def _factors(self, wide: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1 (out, r), b1 (r, fan-in), a2, b2, whether or not there are cores; `wide` in float32 or better."""
-        stored = (self.hada_w1_a, self.hada_w1_b, self.hada_w2_a, self.hada_w2_b)
+        own = self._parameters  # past Module.__getattr__, which is slow
+        stored = (own["hada_w1_a"], own["hada_w1_b"], own["hada_w2_a"], own["hada_w2_b"])
         a1, b1, a2, b2 = map(self.wide, stored) if wide else stored
         if self.hada_t1 is None or self.hada_t2 is None:
             return a1, b1, a2, b2

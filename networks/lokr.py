@@ -179,10 +179,11 @@ class LoKr(Adapter):
         way = MATERIALISE if shape.groups > 1 else self.way(x, base)
         if way.startswith(MATERIALISE):
             return materialised(x, (w1, self.whole_factors()[1]), Kronecker(), self.scale, shape, base)
-        if self.lokr_w2 is not None:
-            w2 = (self.lokr_w2,)
+        own = self._parameters  # past Module.__getattr__, which is slow
+        if self.split.rank2 is None:
+            w2 = (given(own["lokr_w2"]),)
         elif self.lokr_t2 is None:
-            w2 = (given(self.lokr_w2_a), given(self.lokr_w2_b))
+            w2 = (given(own["lokr_w2_a"]), given(own["lokr_w2_b"]))
         else:
             w2 = (given(self.lokr_w2_a).T, given(self.lokr_w2_b), self.lokr_t2)
         return kronecker_product(x, w1, w2, self.scale, shape, base, mixes_first=way.startswith("w1_first"), is_fused=way.endswith(FUSED))
@@ -248,8 +249,9 @@ class LoKr(Adapter):
 
     def _w1(self) -> Tensor:
         """w1 (A, B) with the learned scalar, where there is one."""
-        if self.lokr_w1 is not None:
-            return self.scaled(self.lokr_w1)
+        w1 = self._parameters["lokr_w1"]
+        if w1 is not None:
+            return self.scaled(w1)
         with torch.autocast(self.alpha.device.type, enabled=False):  # a product of parameters: small, and rounded once with the result
             return self.scaled(given(self.lokr_w1_a) @ given(self.lokr_w1_b))
 

@@ -82,10 +82,10 @@ class LoRA(Adapter):
         if way.startswith(MATERIALISE):
             up, down = self._factors()
             return materialised(x, (self.scaled(up), down), Product(), self.scale, shape, base)
-        down, up = self.lora_down.weight, self.scaled(self.lora_up.weight)
+        down, up = (self._modules[name]._parameters["weight"] for name in ("lora_down", "lora_up"))  # past Module.__getattr__: slow
         if self.lora_mid is None and way:
-            return low_rank(x, (down, up), self.scale, shape, base, is_fused=way.endswith(FUSED))
-        return self.onto(base, x, self._in_turn(x, down, up))
+            return low_rank(x, (down, self.scaled(up)), self.scale, shape, base, is_fused=way.endswith(FUSED))
+        return self.onto(base, x, self._in_turn(x, down, self.scaled(up)))
 
     @property
     def ways(self) -> LowRankWays:

@@ -38,15 +38,19 @@ class Stack:
         active = [adapter for adapter in self.attached if adapter.acts]
         dtype = autocast_dtype(input)
         base = self._base(input.dtype if dtype is None else None) if active and not args and not kwargs else None
+        if base is not None and len(active) == 1 and active[0].is_direct:
+            x, only = input if dtype is None or dtype == input.dtype else input.to(dtype), active[0]
+            return only.delta(x, base if only.multiplier == 1 else base._replace(multiplier=only.multiplier))
         if base is None or any(adapter.extras.magnitude for adapter in active):
             return self._added(active, self.base_forward(input, *args, **kwargs), input)
-        x, first = input if dtype is None or dtype == input.dtype else input.to(dtype), active[0]
-        if len(active) == 1 and first.is_direct:
-            return first.delta(x, base if first.multiplier == 1 else base._replace(multiplier=first.multiplier))
-        delta = first(input) * first.multiplier
+        return self._summed(active, base, input, input.dtype if dtype is None else dtype)
+
+    def _summed(self, active: list["Adapter"], base: Base, input: Tensor, dtype: torch.dtype) -> Tensor:
+        """The base's product for `input` in `dtype`, and the adapters' deltas summed before it."""
+        delta = active[0](input) * active[0].multiplier
         for adapter in active[1:]:
             delta = torch.add(delta, adapter(input), alpha=adapter.multiplier)
-        return add_base(x, base, delta, first.shape)
+        return add_base(input.to(dtype), base, delta, active[0].shape)
 
     def _added(self, active: list["Adapter"], base: Tensor, input: Tensor) -> Tensor:
         """The adapters' deltas on an output that the base has computed."""
@@ -57,9 +61,12 @@ class Stack:
 
     def _base(self, dtype: torch.dtype | None) -> Base | None:
         """The base's product for inputs of `dtype` (of any float dtype for None), where that is all the layer does and it is frozen."""
-        if not self.is_product:
+        own = self.layer._parameters  # past Module.__getattr__, which takes longer than all that follows
+        if not self.is_product or "bias" not in own:  # which is not there where a parametrisation computes it
             return None
-        weight, bias = self.layer.weight, self.layer.bias
+        if torch._C._are_functorch_transforms_active():  # vmap and its kind see through operations, not through our functions
+            return None
+        weight, bias = own.get("weight"), own["bias"]
         if type(weight) is not nn.Parameter or weight.requires_grad or (bias is not None and bias.requires_grad):
             return None
         return Base(weight, bias) if weight.dtype == dtype or (dtype is None and weight.is_floating_point()) else None

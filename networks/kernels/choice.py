@@ -36,14 +36,13 @@ class Choice:
 
     def way(self, adapter: "Adapter", x: Tensor, base: Base | None) -> str:
         """The way for an input, and for the base's product if that is at hand."""
-        tokens = x.numel() // x.shape[adapter.shape.channel]
         if self.tuner is not None and not torch.compiler.is_compiling():
-            way = self._measured or self._tuned(adapter, self.tuner, x, tokens, base)
+            way = self._measured or self._tuned(adapter, self.tuner, x, _tokens(adapter, x), base)
         else:
             key = (x.dtype, x.device.type, base is not None)
-            way = way_at(self._ranges.get(key) or self._modelled(adapter, key), tokens)
-        if way != self.taken:
-            self.taken = way
+            ranges = self._ranges.get(key) or self._modelled(adapter, key)
+            way = ranges[0][1] if len(ranges) == 1 else way_at(ranges, _tokens(adapter, x))
+        self.taken = way  # never read here: a compiler would compile again for another value of it
         return way
 
     def _modelled(self, adapter: "Adapter", key: tuple[torch.dtype, str, bool]) -> Ranges:
@@ -77,3 +76,7 @@ class Choice:
                 self._measured = None
 
         return step
+
+
+def _tokens(adapter: "Adapter", x: Tensor) -> int:
+    return x.numel() // x.shape[adapter.shape.channel]

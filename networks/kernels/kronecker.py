@@ -23,12 +23,15 @@ from networks.kernels.low_rank import KEPT_SHARE
 from networks.kernels.products import (
     NO_BASE,
     Base,
+    as_rows,
     base_input_gradient,
     cast,
     convolved,
+    from_rows,
     joined_product,
     like,
     run,
+    scaled_product,
     without_autocast,
     working_dtype,
 )
@@ -58,14 +61,13 @@ def kronecker_product(
     scale = scale * strength
     if not shape.kernel:
         function: Any = _RankedLinear if len(w2) == 2 else _WholeLinear
-        y = run(function, x.reshape(-1, x.shape[-1]).contiguous(), weight, bias, scale, mixes_first, is_fused, w1, *w2)
-        return y.view(*x.shape[:-1], shape.out)
+        return run(function, x, weight, bias, scale, mixes_first, is_fused, w1, *w2)
     function = _WholeConvolution if len(w2) == 1 else _RankedConvolution
     return convolved(x, shape, lambda x, shape: run(function, x, weight, bias, scale, mixes_first, shape, w1, *w2))
 
 
 class _RankedLinear(torch.autograd.Function):
-    """Rows x (M, B * D), through the rank of w2."""
+    """Features x (..., B * D), through the rank of w2."""
 
     @staticmethod
     def forward(
@@ -73,46 +75,46 @@ class _RankedLinear(torch.autograd.Function):
         left: Tensor, right: Tensor,
     ) -> Tensor:  # fmt: skip
         dtype = working_dtype(x.dtype, x.device.type)
-        with without_autocast(x):
-            rows, mixer, up, down = cast(dtype, x, w1, left, right)
-            hidden = _blocks(rows, w1.shape[1]) @ down.t()  # (M, B, r)
-            mixed = _mix(mixer, hidden, is_fused).flatten(0, 1)  # (M * A, r)
+        with without_autocast(x, dtype):
+            rows, mixer, up, down = cast(dtype, as_rows(x).contiguous(), w1, left, right)
+            hidden = _through(_blocks(rows, w1.shape[1]), down.t())  # (M, B, r)
+            mixed = _mix(mixer, hidden, is_fused).view(-1, down.shape[0])  # (M * A, r)
 
             def write(y: Tensor, beta: float) -> None:
                 y.view(-1, up.shape[0]).addmm_(mixed, up.t(), beta=beta, alpha=scale)
 
             y = joined_product(rows, weight, bias, w1.shape[0] * left.shape[0], write)
-        is_small = hidden[0].numel() <= KEPT_SHARE * x.shape[1]
+        is_small = hidden.shape[1] * hidden.shape[2] <= KEPT_SHARE * rows.shape[1]
         ctx.save_for_backward(x, weight, hidden if is_small else None, w1, left, right)
         ctx.scale, ctx.is_fused = scale, is_fused
-        return y.to(x.dtype)
+        return from_rows(y if dtype == x.dtype else y.to(x.dtype), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, hidden, *factors = ctx.saved_tensors
         dtype = working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
-            rows, grad, mixer, up, down = cast(dtype, x, grad.contiguous(), *factors)
+            rows, grad, mixer, up, down = cast(dtype, as_rows(x).contiguous(), as_rows(grad).contiguous(), *factors)
             (a, b), r = mixer.shape, down.shape[0]
-            hidden = _blocks(rows, b) @ down.t() if hidden is None else hidden  # (M, B, r)
+            hidden = _through(_blocks(rows, b), down.t()) if hidden is None else hidden  # (M, B, r)
             out_blocks = grad.view(-1, up.shape[0])  # (M * A, C)
-            grad_mixed = grad.new_empty(out_blocks.shape[0], r).addmm_(out_blocks, up, beta=0, alpha=ctx.scale)
+            grad_mixed = scaled_product(out_blocks, up, ctx.scale)
             mixed = _mix(mixer, hidden, ctx.is_fused).view(-1, r)
-            grad_up = up.new_empty(up.shape).addmm_(out_blocks.t(), mixed, beta=0, alpha=ctx.scale)
+            grad_up = scaled_product(out_blocks.t(), mixed, ctx.scale)
             grad_hidden = _mix(mixer.t(), grad_mixed.view(-1, a, r), ctx.is_fused).view(-1, r)  # (M * B, r)
             grad_mixer = _sum_of_products(grad_mixed.view(-1, a, r), hidden)
             in_blocks = rows.view(-1, down.shape[1])  # (M * B, D)
             grad_down = grad_hidden.t() @ in_blocks
             grad_x = None
             if ctx.needs_input_grad[0]:
-                total, beta = base_input_gradient(grad, weight, x.shape[1])
+                total, beta = base_input_gradient(grad, weight, rows.shape[1])
                 total.view(in_blocks.shape).addmm_(grad_hidden, down, beta=beta)
-                grad_x = total.to(x.dtype)
+                grad_x = total.view(x.shape).to(x.dtype)
         return grad_x, None, None, None, None, None, *like(factors, [grad_mixer, grad_up, grad_down])
 
 
 class _WholeLinear(torch.autograd.Function):
-    """Rows x (M, B * D), with w2 whole."""
+    """Features x (..., B * D), with w2 whole."""
 
     @staticmethod
     def forward(
@@ -122,43 +124,43 @@ class _WholeLinear(torch.autograd.Function):
         ctx.save_for_backward(x, weight, w1, w2)
         ctx.scale, ctx.is_fused = scale, is_fused
         dtype = working_dtype(x.dtype, x.device.type)
-        with without_autocast(x):
-            rows, mixer, matrix = cast(dtype, x, w1, w2)
-            (a, b), c = mixer.shape, matrix.shape[0]
+        with without_autocast(x, dtype):
+            rows, mixer, matrix = cast(dtype, as_rows(x).contiguous(), w1, w2)
+            (a, b), (c, d) = mixer.shape, matrix.shape
             if mixes_first:
-                blocks = _mix(mixer, _blocks(rows, b), is_fused).flatten(0, 1)  # (M * A, D)
+                blocks = _mix(mixer, _blocks(rows, b), is_fused).view(-1, d)  # (M * A, D)
 
                 def write(y: Tensor, beta: float) -> None:
                     y.view(-1, c).addmm_(blocks, matrix.t(), beta=beta, alpha=scale)
             else:
-                blocks = _blocks(rows, b) @ matrix.t()  # (M, B, C)
+                blocks = _through(_blocks(rows, b), matrix.t())  # (M, B, C)
 
                 def write(y: Tensor, beta: float) -> None:
                     _mix_onto(y.view(-1, a, c), mixer, blocks, beta, scale, is_fused)
 
             y = joined_product(rows, weight, bias, a * c, write)
-        return y.to(x.dtype)
+        return from_rows(y if dtype == x.dtype else y.to(x.dtype), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, *factors = ctx.saved_tensors
         dtype = working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
-            rows, grad, mixer, matrix = cast(dtype, x, grad.contiguous(), *factors)
+            rows, grad, mixer, matrix = cast(dtype, as_rows(x).contiguous(), as_rows(grad).contiguous(), *factors)
             (a, b), (c, d) = mixer.shape, matrix.shape
             out_blocks, in_blocks = grad.view(-1, a, c), rows.view(-1, b, d)
-            through = out_blocks @ matrix  # (M, A, D)
+            through = _through(out_blocks, matrix)  # (M, A, D)
             grad_mixer = _sum_of_products(through, in_blocks).mul_(ctx.scale)
             grad_x = None
             if ctx.needs_input_grad[0]:
-                total, beta = base_input_gradient(grad, weight, x.shape[1])
+                total, beta = base_input_gradient(grad, weight, rows.shape[1])
                 _mix_onto(total.view(in_blocks.shape), mixer.t(), through, beta, ctx.scale, ctx.is_fused)
-                grad_x = total.to(x.dtype)
+                grad_x = total.view(x.shape).to(x.dtype)
             if a * d <= b * c:  # mix the narrower side
                 left, right = out_blocks, _mix(mixer, in_blocks, ctx.is_fused)
             else:
                 left, right = _mix(mixer.t(), out_blocks, ctx.is_fused), in_blocks
-            grad_matrix = grad.new_empty(c, d).addmm_(left.flatten(0, 1).t(), right.flatten(0, 1), beta=0, alpha=ctx.scale)
+            grad_matrix = scaled_product(left.reshape(-1, c).t(), right.reshape(-1, d), ctx.scale)
         return grad_x, None, None, None, None, None, *like(factors, [grad_mixer, grad_matrix])
 
 
@@ -244,6 +246,11 @@ class _WholeConvolution(torch.autograd.Function):
 def _blocks(rows: Tensor, count: int) -> Tensor:
     """Rows (M, count * D) as (M, count, D)."""
     return rows.view(rows.shape[0], count, -1)
+
+
+def _through(blocks: Tensor, matrix: Tensor) -> Tensor:
+    """Every row of blocks (M, B, D) through a matrix (D, C): (M, B, C)."""
+    return torch.mm(blocks.view(-1, blocks.shape[2]), matrix).view(*blocks.shape[:2], -1)
 
 
 def _mix(mixer: Tensor, blocks: Tensor, is_fused: bool) -> Tensor:

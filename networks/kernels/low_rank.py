@@ -19,12 +19,15 @@ from torch import Tensor
 from networks.kernels.products import (
     NO_BASE,
     Base,
+    as_rows,
     base_input_gradient,
     cast,
     convolved,
+    from_rows,
     joined_product,
     like,
     run,
+    scaled_product,
     without_autocast,
     working_dtype,
 )
@@ -46,9 +49,7 @@ def low_rank(
     scale = scale * strength
     if shape.kernel:
         return convolved(x, shape, lambda x, shape: run(_Convolved, x, weight, bias, scale, shape, *factors))
-    if x.dim() == 2:
-        return run(_Linear, x, weight, bias, scale, is_fused, *factors)
-    return run(_Linear, x.reshape(-1, x.shape[-1]), weight, bias, scale, is_fused, *factors).view(*x.shape[:-1], shape.out)
+    return run(_Linear, x, weight, bias, scale, is_fused, *factors)
 
 
 def khatri_rao(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
@@ -61,40 +62,41 @@ def khatri_rao(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> tuple[Tensor, 
 
 
 class _Linear(torch.autograd.Function):
-    """Of rows x (M, in)."""
+    """Of features x (..., in)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, scale: float, is_fused: bool, *factors: Tensor) -> Tensor:
         dtype = working_dtype(x.dtype, x.device.type)
-        with without_autocast(x):
-            rows, down, up = cast(dtype, x, *_matrices(factors))
+        with without_autocast(x, dtype):
+            rows, down, up = cast(dtype, as_rows(x), *_matrices(factors))
             hidden = F.linear(rows, down)
             if is_fused and weight is not None:
                 y = extended_linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype), hidden, up, scale)
             else:
                 y = joined_product(rows, weight, bias, up.shape[0], lambda y, beta: y.addmm_(hidden, up.t(), beta=beta, alpha=scale))
-        is_small = hidden.shape[1] <= KEPT_SHARE * x.shape[1]
+        is_small = hidden.shape[1] <= KEPT_SHARE * rows.shape[1]
         ctx.save_for_backward(x, weight, hidden if is_small else None, *factors)
         ctx.scale, ctx.is_fused = scale, is_fused
-        return y if dtype == x.dtype else y.to(x.dtype)
+        return from_rows(y if dtype == x.dtype else y.to(x.dtype), x)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, hidden, *factors = ctx.saved_tensors
         dtype, grad_x = working_dtype(grad.dtype, grad.device.type), None
         with without_autocast(grad):
-            rows, grad, down, up = cast(dtype, x, grad, *_matrices(factors))
+            rows, grad, down, up = cast(dtype, as_rows(x), as_rows(grad), *_matrices(factors))
             if hidden is None:
                 hidden = F.linear(rows, down)
-            grad_hidden = _times(torch.mm(grad, up), ctx.scale)
+            grad_hidden = scaled_product(grad, up, ctx.scale)
             if ctx.needs_input_grad[0] and ctx.is_fused and weight is not None:
                 grad_x = extended_linear_input_gradient(grad, weight.to(dtype), grad_hidden, down)
             elif ctx.needs_input_grad[0]:
-                grad_x, beta = base_input_gradient(grad, weight, x.shape[1])
+                grad_x, beta = base_input_gradient(grad, weight, rows.shape[1])
                 grad_x.addmm_(grad_hidden, down, beta=beta)
-            grad_up = _times(torch.mm(grad.t(), hidden), ctx.scale)
+            grad_up = scaled_product(grad.t(), hidden, ctx.scale)
             gradients = _factor_gradients(factors, torch.mm(grad_hidden.t(), rows), grad_up)
-        return grad_x if grad_x is None or dtype == x.dtype else grad_x.to(x.dtype), None, None, None, None, *gradients
+            grad_x = None if grad_x is None else grad_x.view(x.shape).to(x.dtype)
+        return grad_x, None, None, None, None, *gradients
 
 
 class _Convolved(torch.autograd.Function):
@@ -142,11 +144,6 @@ def _matrices(factors: tuple[Tensor, ...] | list[Tensor]) -> tuple[Tensor, Tenso
     return down, up
 
 
-def _times(tensor: Tensor, scale: float) -> Tensor:
-    """A fresh tensor scaled in place."""
-    return tensor if scale == 1 else tensor.mul_(scale)
-
-
 def _factor_gradients(factors: list[Tensor], grad_down: Tensor, grad_up: Tensor) -> list[Tensor]:
     """Gradients of the stored factors, in their dtypes, from those of the matrices down and up."""
     if len(factors) == 2:
@@ -156,7 +153,7 @@ def _factor_gradients(factors: list[Tensor], grad_down: Tensor, grad_up: Tensor)
         columns = grad_up.to(a1.dtype).view(-1, a1.shape[1], a2.shape[1])  # (out, p, q)
         rows = grad_down.to(b1.dtype).view(b1.shape[0], b2.shape[0], -1)  # (p, q, fan-in)
         gradients = [
-            torch.einsum("opq,oq->op", columns, a2), (rows * b2).sum(1),
-            torch.einsum("opq,op->oq", columns, a1), (rows * b1.unsqueeze(1)).sum(0),
+            torch.bmm(columns, a2.unsqueeze(2)).squeeze(2), (rows * b2).sum(1),
+            torch.bmm(a1.unsqueeze(1), columns).squeeze(1), (rows * b1.unsqueeze(1)).sum(0),
         ]  # fmt: skip
     return like(factors, gradients)

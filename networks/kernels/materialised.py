@@ -214,12 +214,16 @@ class _Convolved(torch.autograd.Function):
         shape, formula, dtype = ctx.shape, ctx.formula, working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
             images, grad, *wide = cast(dtype, x, grad, *factors)
-            total = _whole(formula, wide, ctx.scale, shape, x, None if weight is None else weight.to(dtype))
-            grad_x, grad_weight = shape.gradients(grad, images, total, needs_x=ctx.needs_input_grad[0])
-            del total
-            grad_weight, gradients = grad_weight.flatten(1), _Gradients(formula)
+            needs_x, gradients = ctx.needs_input_grad[0], _Gradients(formula)
+            grad_weight = shape.gradients(grad, images, grad.new_empty(shape.weight), needs_x=False)[1].flatten(1)
+            total = grad.new_empty(shape.out, shape.fan_in) if needs_x else None
             for block, own in _blocks(formula, wide, shape.out, x):
-                gradients.add(formula.gradients(grad_weight[block].mul_(ctx.scale), own, formula.parts(own)))
+                parts = formula.parts(own)
+                if total is not None:
+                    onto = None if weight is None else weight[block].flatten(1).to(dtype)
+                    total[block] = formula.weight(own, parts, ctx.scale, onto)
+                gradients.add(formula.gradients(grad_weight[block].mul_(ctx.scale), own, parts))
+            grad_x = None if total is None else shape.gradients(grad, images, total.view(shape.weight), needs_weight=False)[0]
         return None if grad_x is None else grad_x.to(x.dtype), None, None, None, None, None, *gradients.like(factors)
 
 

@@ -44,8 +44,8 @@ def working_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
     return torch.float32 if device_type == "cpu" and dtype.itemsize == 2 and _is_emulated(dtype) else dtype
 
 
-@constant_in_graphs
 @functools.cache
+@constant_in_graphs  # within: a compiler looks through the cache
 def _is_emulated(dtype: torch.dtype) -> bool:
     """Whether this CPU computes half precision by conversions, element by element: many times slower than float32."""
     mkldnn = torch.ops.mkldnn
@@ -60,15 +60,34 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(device_type) if is_cast else None
 
 
-def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """A context in which products keep the dtypes they are given."""
+def without_autocast(x: Tensor, dtype: torch.dtype | None = None) -> AbstractContextManager[Any]:
+    """A context in which products keep the dtypes they are given.
+
+    Entering and leaving one costs as much as several small kernels, so there is none where all products are of autocast's own `dtype`.
+    """
     device_type = x.device.type
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    if not torch.is_autocast_enabled(device_type) or torch.get_autocast_dtype(device_type) == dtype:
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 def cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
     """Tensors in `dtype`; asking for a dtype that is there already costs as much as a small kernel, so it is not asked for."""
     return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Features (..., n) as rows (M, n)."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def from_rows(rows: Tensor, x: Tensor) -> Tensor:
+    """Rows (M, n) with the leading dimensions of `x`.
+
+    For what an autograd function returns: a view in there is no node of the graph, but as a known view nobody could change it in place.
+    """
+    y = rows.view(*x.shape[:-1], rows.shape[-1])
+    return y if torch._C._are_functorch_transforms_active() else y.detach()
 
 
 def like(factors: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
@@ -80,8 +99,12 @@ def like(factors: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
 
 
 def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
-    """A function of this package, past autograd where no gradient is asked for."""
-    return function.apply(*arguments) if torch.is_grad_enabled() else function.forward(NoContext, *arguments)
+    """A function of this package; by its forward's own operations where no gradient is asked for, or one of functorch's kind."""
+    if not torch.is_grad_enabled() or torch._C._are_functorch_transforms_active():
+        return function.forward(NoContext, *arguments)
+    if torch.compiler.is_compiling():
+        return function.apply(*arguments)
+    return super(torch.autograd.Function, function).apply(*arguments)  # past checks for functorch, a tenth of a small layer's time
 
 
 class NoContext:
@@ -108,6 +131,13 @@ def joined_product(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: i
     write(y, 0.0)
     y.addmm_(x, weight.t())
     return y if bias is None else y.add_(bias)
+
+
+def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:
+    """scale * left @ right, in one kernel."""
+    if scale == 1:
+        return torch.mm(left, right)
+    return left.new_empty(left.shape[0], right.shape[1]).addmm_(left, right, beta=0, alpha=scale)
 
 
 def base_input_gradient(grad: Tensor, weight: Tensor | None, inner: int) -> tuple[Tensor, float]:

@@ -116,3 +116,14 @@ def test_a_magnitude_is_of_the_base_whatever_is_merged_beside_it(layer: nn.Modul
         assert torch.equal(dora.adapters[0].delta_weight(), delta)
     plain.unmerge()
     torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.title)
+def test_gradients_per_sample_by_functorch_are_those_of_autograd(algorithm: type[Adapter]):
+    torch.manual_seed(0)
+    layer, x = nn.Linear(6, 8).requires_grad_(False), torch.randn(3, 4, 6)
+    filled(algorithm.fresh("x", layer, 2, 1.0, algorithm.Arguments())).attach()
+    found = torch.func.vmap(torch.func.grad(lambda x: layer(x).square().sum()))(x)
+    x.requires_grad_()
+    layer(x).square().sum().backward()
+    torch.testing.assert_close(found, x.grad)

@@ -1,0 +1,94 @@
+"""Layers with adapters under torch.compile: one graph, the values of eager mode, and no more graphs than there are ways."""
+
+import shutil
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from compile_cases import BLOCKS, MODULES, WHOLE, Adapted, adapted, counting, step
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+DROPOUTS = {"neuron_dropout": 0.1, "rank_dropout": 0.2, "module_dropout": 0.2}
+SIZES = ((4, 6), (2, 2), (6, 4), (8, 10), (2, 6), (12, 8), (10, 10), (16, 14), (4, 4), (20, 18))  # heights and widths of latents
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Autocast or not, as a machine with half precision computes it or as one without."""
+
+    is_autocast: bool = False
+    is_emulated: bool = False
+    tolerance: float = 1e-5
+
+
+PRECISIONS = {"float32": Precision(), "autocast": Precision(True, False, 2e-2), "emulated autocast": Precision(True, True, 2e-2)}
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def modules(small_sdxl_modules: SimpleNamespace, small_anima_modules: SimpleNamespace) -> tuple[SimpleNamespace, SimpleNamespace]:
+    return small_sdxl_modules, small_anima_modules
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor], tolerance: float = 1e-5) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        assert one.dtype == other.dtype
+        assert float((one.double() - other.double()).norm()) <= tolerance * float(other.double().norm()) + 1e-7
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dropouts", [{}, DROPOUTS], ids=["", "dropouts"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("block", BLOCKS)
+@pytest.mark.parametrize("algorithm", MODULES)
+def test_a_block_is_one_graph_with_the_values_of_eager_mode(
+    modules: Any, algorithm: str, block: str, precision: str, dropouts: dict[str, float], monkeypatch: pytest.MonkeyPatch
+):
+    how = PRECISIONS[precision]
+    monkeypatch.setattr(products, "_is_emulated", lambda dtype: how.is_emulated)
+    case = adapted(BLOCKS[block], algorithm, *modules, **dropouts)
+    inputs = case.inputs(4, 6)
+    expected = step(case.block, inputs, case.parameters(), is_autocast=how.is_autocast)
+    compiled, counter = counting(case.block)
+    assert_same(step(compiled, inputs, case.parameters(), is_autocast=how.is_autocast), expected, how.tolerance)
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", ["auto", "factored", "materialise"])
+@pytest.mark.parametrize("algorithm", MODULES)
+def test_new_numbers_of_tokens_make_no_more_graphs_than_there_are_ways(modules: Any, algorithm: str, path: str):
+    case = adapted(BLOCKS["Anima"], algorithm, *modules, path=path)
+    compiled, counter = counting(case.block)
+    ways = set()
+    for height, width in SIZES:
+        inputs = case.inputs(height, width)
+        expected = step(case.block, inputs, case.parameters())
+        ways.add(tuple(adapter.choice.taken for adapter in case.network.adapters))
+        assert_same(step(compiled, inputs, case.parameters()), expected)
+    assert counter.frame_count <= 1 + len(ways)  # the first is of the first size alone
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", MODULES)
+def test_a_compiled_block_follows_what_is_done_to_its_network(modules: Any, algorithm: str):
+    case = adapted(BLOCKS["Anima"], algorithm, *modules)
+    inputs = case.inputs(4, 6)
+    compiled, _ = counting(case.block)
+    bare = copy.deepcopy(case.block)
+    case.network.detach()
+    plain = step(case.block, inputs, [])
+    case.network.attach()
+    for change in CHANGES:
+        change(case.network)
+        assert_same(step(compiled, inputs, []), step(case.block, inputs, []))
+    case.network.detach()
+    assert_same(step(compiled, inputs, []), plain)
