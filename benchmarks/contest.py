@@ -68,29 +68,30 @@ class Ground:
 
     def runner(self, contestant: Contestant) -> Callable[[], None]:
         """A step, forward and backward, that leaves no gradients."""
-        tensors = [self.x, *contestant.parameters]
 
         def run() -> None:
             self.forward(contestant.layer).backward(self.gradient)
-            for tensor in tensors:
-                tensor.grad = None
+            self._drop_gradients(contestant)
 
         return run
 
     def trace(self, contestant: Contestant) -> tuple[Trace, Tensor]:
         """What a step does, and its output; it leaves the gradients."""
         outputs: list[Tensor] = []
-        tensors = [self.x, *contestant.parameters]
 
         def forward() -> Tensor:
-            for tensor in tensors:
-                tensor.grad = None
+            self._drop_gradients(contestant)
             output = self.forward(contestant.layer)
             outputs[:] = [output.detach()]
             return output
 
         owned = [*contestant.layer.parameters(), *contestant.parameters]
+        self._drop_gradients(contestant)  # else a GPU's memory before the step has them, and the step seems to need less
         return traced(forward, self.gradient, owned, self.device), outputs[0]
+
+    def _drop_gradients(self, contestant: Contestant) -> None:
+        for tensor in (self.x, *contestant.parameters):
+            tensor.grad = None
 
 
 def frozen_contestant(layer: nn.Module) -> Contestant:

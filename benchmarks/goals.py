@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from benchmarks.peers import OURS, PACKAGES, SD_SCRIPTS
 from benchmarks.results import FROZEN, Row, Rows, markdown, ratio
@@ -28,7 +29,7 @@ class Goal:
     text: str
     most: float
     least: float = 0.0
-    figures: Callable[[Rows], Iterable[Figure]]
+    figures: Callable[[Any], Iterable[Figure]]  # of what its benchmark has measured: `Rows`, or `life`'s own
 
     def admits(self, figure: Figure) -> bool:
         """Whether a figure meets the goal."""
@@ -61,9 +62,9 @@ class Verdict:
         return max(self.figures, key=lambda figure: abs(figure.value - middle))
 
 
-def judged(listed: Iterable[Goal], rows: Rows) -> list[Verdict]:
-    """Each goal with the figures that the rows have for it."""
-    return [Verdict(goal=goal, figures=list(goal.figures(rows))) for goal in listed]
+def judged(listed: Iterable[Goal], measured: Any) -> list[Verdict]:
+    """Each goal with the figures that its benchmark's measurements have for it."""
+    return [Verdict(goal=goal, figures=list(goal.figures(measured))) for goal in listed]
 
 
 def table(verdicts: Iterable[Verdict]) -> str:
@@ -104,8 +105,8 @@ def against(
 
 
 def against_best_package(rows: Rows) -> Iterator[Figure]:
-    """Our time over the least of LyCORIS' two modes and PEFT, in every case and setting."""
-    for row in _ours(rows):
+    """Our time over the least of LyCORIS' two modes and PEFT, in every case and setting: the layer that shows the host's cost too."""
+    for row in (row for row in rows if row.way == OURS):
         rivals = [rival for way in PACKAGES if (rival := rows.beside(row, row.setting, way)) is not None]
         if rivals and _is_timed(row):
             yield Figure(where=_where(row), value=max(ratio(row, rival) for rival in rivals))

@@ -25,7 +25,7 @@ from benchmarks.measure import Trace
 from benchmarks.numerics import errors, exact_delta, seen_shares, without_base
 from benchmarks.peers import OURS, Setting, Way, available_ways, ours
 from benchmarks.results import FOLDER, FROZEN, Row, Rows, machine, progress_table, ratio, read, rounded, way_table, write
-from benchmarks.shapes import GRIDS, PRECISIONS, Grid, Precision, Shape, computes
+from benchmarks.shapes import CORE, GRIDS, PRECISIONS, Grid, Precision, Shape, computes
 from networks.kernels import cost
 
 SMALL_AT = Shape(out=1280, inner=1280, remark="small deltas")
@@ -58,6 +58,12 @@ class Survey:
         """Whether a setting is measured on a shape."""
         return self.wanted.search(f"{shape.title} {setting.title}") is not None
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is measured."""
+        small = (self.wants(SMALL_AT, setting) for setting in self.grid.small)
+        return not any(small) and not any(self.lineup(shape) for shape in self.grid.shapes)
+
 
 def layer_rows(survey: Survey, shape: Shape, precision: Precision) -> Iterator[Row]:
     """The rows of one shape in one precision."""
@@ -67,6 +73,7 @@ def layer_rows(survey: Survey, shape: Shape, precision: Precision) -> Iterator[R
     shape = survey.grid.cut(shape, precision, survey.device)
     ground = Ground.of(shape, precision, survey.device)
     frozen = frozen_contestant(ground.layer)
+    ground.runner(frozen)()  # what libraries allocate once and keep is not the frozen layer's
     taking_part = [Inspected(contestant=frozen, trace=ground.trace(frozen)[0], errors={}), *_inspected(survey, ground, lineup)]
     times = timings(ground, [one.contestant for one in taking_part], survey.grid.seconds)
     for one, seconds in zip(taking_part, times, strict=True):
@@ -169,11 +176,16 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--before", type=Path, help="results of an earlier run, for a table of what has changed")
     parser.add_argument("--report", type=Path, help="measure nothing: the tables of these results")
     options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
     torch.set_num_threads(1)
     if options.report:
         rows = read(options.report)[1]
     else:
         survey = Survey(grid=GRIDS[options.grid], wanted=options.filter, device=options.device)
+        if survey.is_empty:  # before an earlier run's results are written over
+            some = survey.grid.shapes[-1]
+            parser.error(f"--filter: finds nothing in the {options.grid} grid, whose layers are called like '{some.title} {CORE[0].title}'")
         rows = run(survey, [PRECISIONS[name] for name in options.dtype], options.output)
     print(report(rows))
     if options.before:

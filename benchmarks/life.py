@@ -1,11 +1,12 @@
-"""What a network costs besides its training step: `python -m benchmarks.life [--quick] [--before FILE]`.
+"""What a network costs besides its training step: `python -m benchmarks.life [--quick] [--before FILE] [--report FILE]`.
 
 On the layers of full-size SDXL, U-Net and text encoders with convolutions: import, create, attach, save, load, bound norms, clip, and
 the optimizer's step, each beside a floor: the same bytes drawn, cast, hashed, written or summed in one piece. Merging into the U-Net's
 722 default layers in fp16 is beside sd-scripts' way of it, written here from the facts: a search of all keys for each layer, the whole
 delta in float32, a new weight, `load_state_dict`; once with the allocator as it is, once with one that keeps its memory, for half of that
 way's time is fresh pages. One thread; median seconds that the thread computed, and for what waits for the disk
-those on the wall. `--before` names the results of an earlier run, for a column. Writes `benchmarks/results/life.json`.
+those on the wall. `--before` names the results of an earlier run, for a column. Writes `benchmarks/results/life.json` and Markdown tables
+to the screen, with the goals of docs/performance.md.
 """
 
 import argparse
@@ -27,13 +28,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks import goals, results
 from library.models.naming import naming_named
 from networks import loha, lokr, lora
 from networks.base import Adapter
 from networks.network import Network
-from tools.screen import table
 
-RESULTS = Path(__file__).parent / "results" / "life.json"
+RESULTS = results.FOLDER / "life.json"
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 32),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 32),
@@ -87,6 +88,11 @@ class Figure:
         self.seconds.append(ours)
         if other is not None:
             self.others.append(other)
+
+    @property
+    def ratio(self) -> float | None:
+        """The median of the ratios by turn; None for what stands alone."""
+        return statistics.median(ours / other for ours, other in zip(self.seconds, self.others, strict=True)) if self.others else None
 
 
 def computed(run: Callable[[], object]) -> float:
@@ -233,16 +239,40 @@ def whole_delta(own: dict[str, Tensor]) -> Tensor:
     return torch.kron(own["lokr_w1"], w2)
 
 
-# The table
+# The tables
 
 
 def row_of(figure: Figure, before: dict[tuple[str, str], float]) -> list[str]:
     """The medians of a figure, and the median of its ratios by turn."""
     earlier = before.get((figure.what, figure.variant))
-    ratios = [ours / other for ours, other in zip(figure.seconds, figure.others, strict=False)]
-    numbers = {"before": [] if earlier is None else [earlier], "now": figure.seconds, "other": figure.others, "ratio": ratios}
-    texts = {name: f"{statistics.median(values):.{2 if name == 'ratio' else 3}f}" if values else "" for name, values in numbers.items()}
-    return [figure.what, figure.variant, texts["before"], texts["now"], figure.other, texts["other"], texts["ratio"]]
+    other = statistics.median(figure.others) if figure.others else None
+    seconds = ["" if value is None else f"{value:.3f}" for value in (earlier, statistics.median(figure.seconds), other)]
+    return [figure.what, figure.variant, *seconds[:2], figure.other, seconds[2], "" if figure.ratio is None else f"{figure.ratio:.2f}"]
+
+
+def decided_by(what: str, variant: str) -> Callable[[list[Figure]], Iterator[goals.Figure]]:
+    """The ratio of one step of one network's life, or its seconds where it stands alone."""
+
+    def found(figures: list[Figure]) -> Iterator[goals.Figure]:
+        for figure in figures:
+            if (figure.what, figure.variant) == (what, variant):
+                value = statistics.median(figure.seconds) if figure.ratio is None else figure.ratio
+                yield goals.Figure(where=f"{what}, {variant}", value=value)
+
+    return found
+
+
+LIFE_GOALS = (
+    goals.Goal(text="merging LoHa into full-size SDXL, over sd-scripts' way", most=0.30, figures=decided_by("merge", "LoHa r32")),
+    goals.Goal(text="merging LoKr into full-size SDXL, over sd-scripts' way", most=0.18, figures=decided_by("merge", "LoKr f8 r32")),
+    goals.Goal(text="importing networks.loha after torch, seconds", most=0.3, figures=decided_by("import", "LoHa r32")),
+)
+
+
+def report(figures: list[Figure], before: dict[tuple[str, str], float]) -> str:
+    """All figures and the goals as Markdown."""
+    rows = results.markdown(["", "network", "before", "now", "beside", "seconds", "ratio"], [row_of(figure, before) for figure in figures])
+    return f"{rows}\n\n**Goals**\n\n{goals.table(goals.judged(LIFE_GOALS, figures))}"
 
 
 def main() -> None:
@@ -251,29 +281,35 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one turn instead of three")
     parser.add_argument("--before", type=Path, help="results of an earlier run")
     parser.add_argument("--merge", help="time merging this network only, and print two numbers of seconds")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="where to write the results")
+    parser.add_argument("--report", type=Path, help="measure nothing: the tables of these results")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where to write the results")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.merge:
         variant = next(variant for variant in VARIANTS if variant.title == given.merge)
         print(json.dumps(merge_seconds(variant, naming_named("sdxl").outline()[0][1])))
-    else:
-        measure(1 if given.quick else 3, given.before, given.out)
+        return
+    earlier = read(given.before) if given.before else []
+    figures = read(given.report) if given.report else measure(1 if given.quick else 3, earlier, given.output)
+    print(report(figures, {(figure.what, figure.variant): statistics.median(figure.seconds) for figure in earlier}))
 
 
-def measure(turns: int, earlier: Path | None, out: Path) -> None:
-    """All figures, to the screen and to a file."""
-    rows = json.loads(earlier.read_text(encoding="utf-8"))["figures"] if earlier else []
-    before = {(row["what"], row["variant"]): statistics.median(row["seconds"]) for row in rows}
+def read(path: Path) -> list[Figure]:
+    """The figures of a file that `measure` wrote."""
+    return [Figure(**row) for row in json.loads(path.read_text(encoding="utf-8"))["figures"]]
+
+
+def measure(turns: int, earlier: list[Figure], path: Path) -> list[Figure]:
+    """All figures; they are written to a file beside those of an earlier run."""
     parts = [module for _, module in naming_named("sdxl").outline()]
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory() as folder:
         for variant in VARIANTS:
             figures += [*life(variant, parts, Path(folder), turns), *merging(variant, turns)]
-    out.parent.mkdir(exist_ok=True)
-    content = {"torch": torch.__version__, "threads": 1, "figures": [asdict(figure) for figure in figures], "before": rows}
-    out.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    print(table(["", "network", "before", "now", "beside", "seconds", "ratio"], [row_of(figure, before) for figure in figures]))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = results.machine("cpu") | {"figures": list(map(asdict, figures)), "before": list(map(asdict, earlier))}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    return figures
 
 
 if __name__ == "__main__":

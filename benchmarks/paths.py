@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.measure import repeats_for, seconds_of
-from benchmarks.results import FOLDER
+from benchmarks.results import FOLDER, machine
 from networks.base import Adapter
 from networks.kernels.choice import Choice
+from networks.kernels.cost import Setting
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
@@ -62,8 +63,6 @@ def times(out: int, inner: int, tokens: int, name: str) -> dict[str, float]:
         adapter.choice = Forced(way)
         torch.autograd.grad(layer(x), [x, *adapter.parameters()], grad)
 
-    from networks.kernels.cost import Setting
-
     names = list(ways.costs(tokens, Setting.of("cpu", torch.float32, True)))
     found: dict[str, list[float]] = {way: [] for way in names}
     repeats = {way: repeats_for(lambda way=way: step(way)) for way in names}
@@ -87,12 +86,18 @@ def main() -> None:
                 rows.append(
                     {
                         "layer": f"{out} x {inner}", "tokens": tokens, "adapter": name, "chosen": chosen, "fastest": best,
-                        "regret": round(found[chosen] / found[best], 3), "milliseconds": {way: round(time * 1e3, 3) for way, time in found.items()},
+                        "regret": round(found[chosen] / found[best], 3),
+                        "milliseconds": {way: round(time * 1e3, 3) for way, time in found.items()},
                     }
                 )  # fmt: skip
     regrets = [row["regret"] for row in rows]
-    summary = {"choices": len(rows), "median": statistics.median(regrets), "mean": round(statistics.mean(regrets), 3), "worst": max(regrets)}
-    result = {"torch": torch.__version__, "threads": 1, "summary": summary, "rows": rows}
+    summary = {
+        "choices": len(rows),
+        "median": statistics.median(regrets),
+        "mean": round(statistics.mean(regrets), 3),
+        "worst": max(regrets),
+    }
+    result = machine("cpu") | {"summary": summary, "rows": rows}
     (FOLDER / "paths.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     worse = sorted((row for row in rows if row["regret"] > 1.05), key=lambda row: -row["regret"])
     cells = [[row["layer"], row["tokens"], row["adapter"], row["chosen"], row["fastest"], row["regret"]] for row in worse]

@@ -66,11 +66,15 @@ class Runner:
 
     def forward(self) -> Tensor:
         """The loss with its graph, after dropping the gradients of the step before."""
-        for tensor in (self.subject.latents, *self.parameters):
-            tensor.grad = None
+        self.drop_gradients()
         device = self.subject.latents.device.type
         with torch.autocast(device, dtype=torch.bfloat16, enabled=self.is_autocast):
             return self.subject.loss(self.model)
+
+    def drop_gradients(self) -> None:
+        """Free the gradients of the step before."""
+        for tensor in (self.subject.latents, *self.parameters):
+            tensor.grad = None
 
     def step(self) -> None:
         """A training step."""
@@ -134,6 +138,7 @@ def measure(subject: Subject, case: str, lineup: Lineup, seconds: float, is_auto
 
 def _row(runner: Runner, case: str, seconds: list[float], device: str) -> Row:
     assert runner.loss is not None
+    runner.drop_gradients()  # else a GPU's memory before the step has them, and the step seems to need less
     return Row(
         case=case,
         precision="autocast" if runner.is_autocast else "float32",
@@ -187,6 +192,8 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, default=FOLDER / "step.json")
     parser.add_argument("--report", type=Path, help="measure nothing: the tables of these results")
     options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU")
     torch.set_num_threads(1)
     size = options.size or ("full" if options.device == "cuda" else "small")
     lineup = QUICK if options.quick else WHOLE

@@ -123,8 +123,8 @@ class NetworkArguments:
     loraplus_targets: tuple[str, ...] = option((), help="the parameters that LoRA+ boosts instead, such as ['lokr_w2', 'lokr_w2_b']")
     path: Path = option(
         "auto",
-        help="how deltas are computed: auto takes the cheapest way for each layer, factored never makes a whole dW, materialise always "
-        "does; all give the same but for the last bits",
+        help="how deltas are computed: auto takes the cheapest way for each layer, factored never makes a whole dW, except for grouped "
+        "convolutions, materialise always does; all give the same but for the last bits",
     )
     autotune: bool = option(
         False,
@@ -190,6 +190,7 @@ class NetworkArguments:
         """Arguments that need another one to act."""
         chooses = bool(self.patterns("target_modules").entries)
         boosts = any(getattr(self, name) is not None for name in RATIOS)
+        drops_ranks = self.rank_dropout != 0 and self.rank_dropout_mode == "rank"  # one by one: no way but through them
         weighs = any(getattr(self, name) is not None for name in LR_WEIGHTS)
         for name, is_set, is_met, needs in (
             ("conv_alpha", self.conv_alpha is not None, self.adapts_convolutions or chooses, "conv_dim"),
@@ -198,6 +199,8 @@ class NetworkArguments:
             ("wd_on_output", not self.wd_on_output, self.dora_wd, "dora_wd"),
             ("dora_norm", self.dora_norm != "detached", self.dora_wd, "dora_wd"),
             ("rank_dropout_mode", self.rank_dropout_mode != "rank", self.rank_dropout != 0, "rank_dropout"),
+            ("path", self.path == "materialise", not drops_ranks, "rank_dropout_mode=rows"),
+            ("autotune", self.autotune, not drops_ranks, "rank_dropout_mode=rows"),
             ("autotune", self.autotune, self.path != "materialise", "another path, which leaves a choice,"),
             ("block_lr_zero_threshold", self.block_lr_zero_threshold is not None, weighs, "down_lr_weight, mid_lr_weight or up_lr_weight"),
             ("loraplus_targets", bool(self.loraplus_targets), boosts, "loraplus_lr_ratio"),

@@ -85,7 +85,7 @@ class LoHa(Adapter):
         factors = (self.scaled(a1), b1, a2, b2)
         if self.drops_ranks:
             return self.onto(base, x, self._dropped(x, factors))
-        way = MATERIALISE if shape.groups > 1 else self.way(x, base)
+        way = self.way(x, base)
         is_fused = way.endswith(FUSED)
         if way.startswith(MATERIALISE):
             return materialised(x, factors, FusedHadamard() if is_fused else Hadamard(), self.scale, shape, base)
@@ -115,7 +115,8 @@ class LoHa(Adapter):
 
     def _factors(self, wide: bool = False) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """a1 (out, r), b1 (r, fan-in), a2, b2, whether or not there are cores; `wide` in float32 or better."""
-        own = self._parameters  # past Module.__getattr__, which is slow
+        own: Any = self._parameters  # past Module.__getattr__, which is slow
+        wide = wide or own["hada_w1_a"].itemsize == 1  # torch multiplies no float8
         stored = (own["hada_w1_a"], own["hada_w1_b"], own["hada_w2_a"], own["hada_w2_b"])
         a1, b1, a2, b2 = map(self.wide, stored) if wide else stored
         if self.hada_t1 is None or self.hada_t2 is None:

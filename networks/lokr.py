@@ -176,7 +176,7 @@ class LoKr(Adapter):
         shape, w1 = self.shape, self._w1()
         if self.drops_ranks:
             return self.onto(base, x, self._delta_conv(x, w1) if shape.kernel else self._delta_linear(x, w1))
-        way = MATERIALISE if shape.groups > 1 else self.way(x, base)
+        way = self.way(x, base)
         if way.startswith(MATERIALISE):
             return materialised(x, (w1, self.whole_factors()[1]), Kronecker(), self.scale, shape, base)
         own = self._parameters  # past Module.__getattr__, which is slow
@@ -232,7 +232,7 @@ class LoKr(Adapter):
         hidden = self._slide(x.reshape(-1, split.d, *x.shape[2:]))  # (N * B, r, *positions)
         inner, positions = hidden.shape[1], hidden.shape[2:]
         mixer, left = cast(x.dtype, w1 * self.scale, given(self.lokr_w2_a))
-        hidden = torch.matmul(mixer, hidden.reshape(x.shape[0], split.b, -1))  # (N, A, r * positions)
+        hidden = torch.matmul(mixer, hidden.reshape(x.shape[0], split.b, inner * positions.numel()))  # (N, A, r * positions)
         hidden = self._drop_block_ranks(hidden.reshape(x.shape[0], split.a, inner, *positions), x).reshape(-1, inner, *positions)
         return shape.mix(hidden, left if self.lokr_t2 is None else left.T).reshape(x.shape[0], split.a * split.c, *positions)
 
@@ -251,9 +251,9 @@ class LoKr(Adapter):
         """w1 (A, B) with the learned scalar, where there is one."""
         w1 = self._parameters["lokr_w1"]
         if w1 is not None:
-            return self.scaled(w1)
+            return self.scaled(multipliable(w1))
         with torch.autocast(self.alpha.device.type, enabled=False):  # a product of parameters: small, and rounded once with the result
-            return self.scaled(given(self.lokr_w1_a) @ given(self.lokr_w1_b))
+            return self.scaled(multipliable(given(self.lokr_w1_a)) @ multipliable(given(self.lokr_w1_b)))
 
     def _hold(self, name: str, rank: int | None, *, whole: tuple[int, ...], left: tuple, right: tuple) -> None:
         self.register_parameter(name, nn.Parameter(torch.empty(whole)) if rank is None else None)
@@ -270,6 +270,11 @@ def given(parameter: Tensor | None) -> Tensor:
     """A parameter that the split promises to be there."""
     assert parameter is not None
     return parameter
+
+
+def multipliable(parameter: Tensor) -> Tensor:
+    """A parameter in a dtype that torch multiplies, which float8 is not."""
+    return parameter.float() if parameter.itemsize == 1 else parameter
 
 
 def written_rank(alpha: Tensor | None, otherwise: int) -> int:

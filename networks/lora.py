@@ -78,14 +78,15 @@ class LoRA(Adapter):
 
     def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
         shape = self.shape
-        way = MATERIALISE if shape.groups > 1 else "" if self.drops_ranks else self.way(x, base)
+        way = "" if self.drops_ranks else self.way(x, base)
         if way.startswith(MATERIALISE):
             up, down = self._factors()
             return materialised(x, (self.scaled(up), down), Product(), self.scale, shape, base)
-        down, up = (self._modules[name]._parameters["weight"] for name in ("lora_down", "lora_up"))  # past Module.__getattr__: slow
+        own: Any = self._modules  # past Module.__getattr__, which is slow
+        down, up = own["lora_down"]._parameters["weight"], self.scaled(own["lora_up"]._parameters["weight"])
         if self.lora_mid is None and way:
-            return low_rank(x, (down, self.scaled(up)), self.scale, shape, base, is_fused=way.endswith(FUSED))
-        return self.onto(base, x, self._in_turn(x, down, self.scaled(up)))
+            return low_rank(x, (down, up), self.scale, shape, base, is_fused=way.endswith(FUSED))
+        return self.onto(base, x, self._in_turn(x, down, up))
 
     @property
     def ways(self) -> LowRankWays:

@@ -102,8 +102,9 @@ def rows_of(adapter: "Adapter") -> Rows | None:
 @torch.no_grad()
 def delta_norm(adapter: "Adapter") -> Tensor:
     """The Frobenius norm of the scaled delta before DoRA, without forming it where the factors tell."""
-    rows = rows_of(adapter)
-    return torch.linalg.vector_norm(adapter.direction()) if rows is None else rows.norm() * abs(adapter.coefficient)
+    with torch.autocast(adapter.alpha.device.type, enabled=False):
+        rows = rows_of(adapter)
+        return torch.linalg.vector_norm(adapter.direction()) if rows is None else rows.norm() * abs(adapter.coefficient)
 
 
 @torch.no_grad()
@@ -113,12 +114,13 @@ def write_sum(goal: Tensor, base: Tensor, adapters: Sequence["Adapter"]) -> None
         goal.copy_(base)
         return
     dtype = torch.promote_types(base.dtype, torch.float32) if base.itemsize > 1 else torch.float32
-    deltas = [_delta_by_rows(adapter, base, dtype) for adapter in adapters]
-    for rows in blocks_of(len(base), math.prod(base.shape[1:]), base.device):
-        total = base[rows].to(dtype, copy=True, memory_format=torch.contiguous_format)
-        for block, strength in deltas:
-            total.add_(block(rows).view_as(total), alpha=strength)
-        goal[rows].copy_(total)
+    with torch.autocast(base.device.type, enabled=False):
+        deltas = [_delta_by_rows(adapter, base, dtype) for adapter in adapters]
+        for rows in blocks_of(len(base), math.prod(base.shape[1:]), base.device):
+            total = base[rows].to(dtype, copy=True, memory_format=torch.contiguous_format)
+            for block, strength in deltas:
+                total.add_(block(rows).view_as(total), alpha=strength)
+            goal[rows].copy_(total)
 
 
 def blocks_of(out: int, fan_in: int, device: torch.device) -> Iterator[slice]:

@@ -110,7 +110,7 @@ def build_optimizer(groups: list[dict[str, Any]], options: OptimizerOptions) -> 
 def _construct(kind: type[Optimizer], groups: list[dict[str, Any]], arguments: dict[str, Any]) -> Optimizer:
     try:
         return kind(groups, **arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         shown = ", ".join(f"{key}={value}" for key, value in arguments.items())
         raise ValueError(f"--optimizer_type {kind.__name__} with {shown}: {error}") from error
 

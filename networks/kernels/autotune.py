@@ -1,8 +1,8 @@
 """Measuring the ways to a delta instead of modelling them: once for a kind of layer, number of tokens and device, and kept in a file.
 
 For `--network_args autotune=True`. Each way, and on a GPU each of its Triton kernels, runs forward and backward on the input at hand;
-the median decides. Numbers of tokens are rounded up to powers of two. Ways differ in their last bits, so a run that shall repeat
-another bit for bit needs the file of that one, or no autotuning.
+the median decides. Numbers of tokens are rounded up to powers of two. A compiler cannot measure: what it compiles takes the model's way.
+Ways differ in their last bits, so a run that shall repeat another bit for bit needs the file of that one, or no autotuning.
 """
 
 import json
@@ -36,6 +36,7 @@ class Tuner:
     def __init__(self, file: Path | None = None) -> None:
         self.file = file or default_file()
         self._known: dict[str, dict[str, float]] | None = None
+        self._keeps = True
 
     def way(self, key: str, ways: list[str], run: Callable[[str], Callable[[], Any]], device: torch.device) -> str:
         """The fastest of `ways` for what `key` describes; `run(way)` is one forward and backward of it, measured if none was yet."""
@@ -46,16 +47,30 @@ class Tuner:
         if lacking:
             found = found | {way: _median_time(run(way), device) for way in lacking}
             self._known[key] = found
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self.file, json.dumps(_read(self.file) | self._known, indent=1, sort_keys=True) + "\n")
+            self._keep()
         return min(ways, key=found.__getitem__)
+
+    def _keep(self) -> None:
+        """Write what is known, beside what other processes have written since; a warning, once, where that cannot be."""
+        if not self._keeps:
+            return
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            write_text(self.file, json.dumps(_read(self.file) | (self._known or {}), indent=1, sort_keys=True) + "\n")
+        except OSError as error:
+            self._keeps = False
+            logger.warning("%s cannot be written (%s); what is measured holds for this run only", self.file, error)
 
 
 def key_of(kind: str, x: Tensor, tokens: int, joins: bool) -> str:
     """What a measurement holds for: a kind of layer, tokens, dtype, whether the base's product is joined, device and versions."""
     device = torch.cuda.get_device_name(x.device) if x.device.type == "cuda" else f"{x.device.type}, {torch.get_num_threads()} threads"
-    bucket = 1 << max(tokens - 1, 0).bit_length()
-    return f"{kind}; {bucket} tokens; {x.dtype}; {'with' if joins else 'without'} base; {device}; torch {torch.__version__}"
+    return f"{kind}; {bucket_of(tokens)} tokens; {x.dtype}; {'with' if joins else 'without'} base; {device}; torch {torch.__version__}"
+
+
+def bucket_of(tokens: int) -> int:
+    """A number of tokens rounded up to a power of two."""
+    return 1 << max(tokens - 1, 0).bit_length()
 
 
 def has_kernels(device: torch.device) -> bool:
@@ -65,12 +80,12 @@ def has_kernels(device: torch.device) -> bool:
 
 def _read(file: Path) -> dict[str, dict[str, float]]:
     """What a file holds; nothing, and a warning, where it is damaged."""
-    if not file.is_file():
-        return {}
     try:
+        if not file.is_file():
+            return {}
         found = json.loads(file.read_text(encoding="utf-8"))
         return {str(key): {str(way): float(seconds) for way, seconds in times.items()} for key, times in found.items()}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         logger.warning("%s is not a file of measured ways (%s); it is written anew", file, error)
         return {}
 

@@ -28,6 +28,7 @@ from networks.kernels.products import (
     cast,
     convolved,
     from_rows,
+    is_differentiated,
     joined_product,
     like,
     run,
@@ -96,7 +97,8 @@ class _RankedLinear(torch.autograd.Function):
         with without_autocast(grad):
             rows, grad, mixer, up, down = cast(dtype, as_rows(x).contiguous(), as_rows(grad).contiguous(), *factors)
             (a, b), r = mixer.shape, down.shape[0]
-            hidden = _through(_blocks(rows, b), down.t()) if hidden is None else hidden  # (M, B, r)
+            if hidden is None or is_differentiated():
+                hidden = _through(_blocks(rows, b), down.t())  # (M, B, r)
             out_blocks = grad.view(-1, up.shape[0])  # (M * A, C)
             grad_mixed = scaled_product(out_blocks, up, ctx.scale)
             mixed = _mix(mixer, hidden, ctx.is_fused).view(-1, r)
@@ -245,12 +247,12 @@ class _WholeConvolution(torch.autograd.Function):
 
 def _blocks(rows: Tensor, count: int) -> Tensor:
     """Rows (M, count * D) as (M, count, D)."""
-    return rows.view(rows.shape[0], count, -1)
+    return rows.view(rows.shape[0], count, rows.shape[1] // count)
 
 
 def _through(blocks: Tensor, matrix: Tensor) -> Tensor:
     """Every row of blocks (M, B, D) through a matrix (D, C): (M, B, C)."""
-    return torch.mm(blocks.view(-1, blocks.shape[2]), matrix).view(*blocks.shape[:2], -1)
+    return torch.mm(blocks.view(-1, blocks.shape[2]), matrix).view(*blocks.shape[:2], matrix.shape[1])
 
 
 def _mix(mixer: Tensor, blocks: Tensor, is_fused: bool) -> Tensor:
@@ -276,7 +278,7 @@ def _sum_of_products(left: Tensor, right: Tensor) -> Tensor:
 
 def _split(images: Tensor, count: int) -> Tensor:
     """Images (N, count * D, *positions) as (N * count, D, *positions)."""
-    return images.reshape(images.shape[0] * count, -1, *images.shape[2:])
+    return images.reshape(images.shape[0] * count, images.shape[1] // count, *images.shape[2:])
 
 
 def _kernel(down: Tensor, shape: LayerShape) -> Tensor:
@@ -294,12 +296,12 @@ def _slid(blocks: Tensor, kernels: list[Tensor], shape: LayerShape) -> tuple[Ten
 
 def _mixed(mixer: Tensor, images: Tensor) -> Tensor:
     """Images (N * B, C, *positions) mixed over B: (N * A, C, *positions)."""
-    return torch.matmul(mixer, images.reshape(-1, mixer.shape[1], images[0].numel())).view(-1, *images.shape[1:])
+    return torch.matmul(mixer, images.reshape(-1, mixer.shape[1], images.shape[1:].numel())).view(-1, *images.shape[1:])
 
 
 def _image_products(left: Tensor, a: int, right: Tensor, b: int) -> Tensor:
     """Sum over images and positions of left (N * A, ...) times right (N * B, ...): (A, B)."""
-    size = left[0].numel()
+    size = left.shape[1:].numel()
     return _sum_of_products(left.reshape(-1, a, size), right.reshape(-1, b, size))
 
 

@@ -24,6 +24,7 @@ from networks.kernels.products import (
     cast,
     convolved,
     from_rows,
+    is_differentiated,
     joined_product,
     like,
     run,
@@ -85,7 +86,7 @@ class _Linear(torch.autograd.Function):
         dtype, grad_x = working_dtype(grad.dtype, grad.device.type), None
         with without_autocast(grad):
             rows, grad, down, up = cast(dtype, as_rows(x), as_rows(grad), *_matrices(factors))
-            if hidden is None:
+            if hidden is None or is_differentiated():
                 hidden = F.linear(rows, down)
             grad_hidden = scaled_product(grad, up, ctx.scale)
             if ctx.needs_input_grad[0] and ctx.is_fused and weight is not None:
@@ -126,7 +127,7 @@ class _Convolved(torch.autograd.Function):
         with without_autocast(grad):
             images, grad, down, up = cast(dtype, x, grad, *_matrices(factors))
             down = down.view(-1, shape.inner, *shape.kernel)
-            hidden = shape.apply(images, down) if hidden is None else hidden
+            hidden = shape.apply(images, down) if hidden is None or is_differentiated() else hidden
             grad_hidden, grad_up = shape.mix_gradients(grad, hidden, up * ctx.scale)
             grad_x, grad_down = shape.gradients(grad_hidden, images, down, needs_x=needs_x)
             if grad_x is not None and weight is not None:

@@ -104,7 +104,13 @@ def run(function: type[torch.autograd.Function], *arguments: Any) -> Any:
         return function.forward(NoContext, *arguments)
     if torch.compiler.is_compiling():
         return function.apply(*arguments)
-    return super(torch.autograd.Function, function).apply(*arguments)  # past checks for functorch, a tenth of a small layer's time
+    past_checks: Any = super(torch.autograd.Function, function)  # for functorch, which take a tenth of a small layer's time
+    return past_checks.apply(*arguments)
+
+
+def is_differentiated() -> bool:
+    """Whether the backward pass that runs now is to be differentiated: what forward kept beside its inputs has no graph for that."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 class NoContext:
@@ -130,7 +136,7 @@ def joined_product(x: Tensor, weight: Tensor | None, bias: Tensor | None, out: i
     y = x.new_empty(x.shape[0], out)
     write(y, 0.0)
     y.addmm_(x, weight.t())
-    return y if bias is None else y.add_(bias)
+    return y if bias is None else y.add_(bias if bias.itemsize > 1 else bias.to(y.dtype))  # torch adds no float8
 
 
 def scaled_product(left: Tensor, right: Tensor, scale: float) -> Tensor:

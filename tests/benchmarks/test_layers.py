@@ -1,10 +1,13 @@
 """The benchmark of layers from its command line: every way has its row, and the file reads back."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from benchmarks import layers, step
 from benchmarks.layers import Survey, layer_rows, report, run, small_delta_rows
 from benchmarks.peers import OURS, PACKAGES, SD_SCRIPTS, WAYS, Setting
 from benchmarks.results import FROZEN, Row, Rows, read
@@ -34,6 +37,23 @@ def test_ours_says_which_path_it_took_and_how_exact_each_is() -> None:
     assert ours.path
     assert {"output error", "output error, factored", "output error, materialise"} <= ours.facts.keys()
     assert max(ours.facts.values()) < 1e-5
+
+
+@pytest.mark.parametrize("main", [layers.main, step.main])
+def test_a_gpu_that_is_not_there_is_said(
+    main: Callable[[list[str]], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit):
+        main(["--device", "cuda"])
+    assert "no GPU" in capsys.readouterr().err
+
+
+def test_a_filter_that_finds_nothing_leaves_earlier_results_alone(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        layers.main(["--quick", "--filter", "1280 x 1280.*LoKr", "--output", str(tmp_path / "layers.json")])
+    assert "finds nothing in the quick grid" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_filter_leaves_out_shapes_and_settings() -> None:

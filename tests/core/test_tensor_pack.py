@@ -11,7 +11,7 @@ from torch import Tensor
 from library.core.tensor_file import is_finite, load_tensors, read_header
 from library.core.tensor_pack import ORDER, Packed, pack
 
-METADATA = {"ss_a": 'quote " and tab \t', "ss_b": "\u00e9"}
+METADATA = {"ss_a": 'quote " and tab \t and \u00e9'}  # one entry: safetensors writes several in any order
 
 
 def every_kind() -> dict[str, Tensor]:

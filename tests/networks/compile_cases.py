@@ -54,7 +54,9 @@ def adapted(block: Block, algorithm: str, sdxl: SimpleNamespace, anima: SimpleNa
     return Adapted(block=module, network=network, inputs=lambda height, width: block.inputs(denoiser, height, width))
 
 
-def counting(module: Callable[..., Any], backend: str = "aot_eager", **options: Any) -> tuple[Callable[..., Any], CompileCounterWithBackend]:
+def counting(
+    module: Callable[..., Any], backend: str = "aot_eager", **options: Any
+) -> tuple[Callable[..., Any], CompileCounterWithBackend]:
     """A module or function compiled as one graph, and the count of the graphs that were compiled."""
     counter = CompileCounterWithBackend(backend)
     return torch.compile(module, backend=counter, fullgraph=True, **options), counter

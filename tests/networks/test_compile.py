@@ -1,18 +1,30 @@
 """Layers with adapters under torch.compile: one graph, the values of eager mode, and no more graphs than there are ways."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from compile_cases import BLOCKS, MODULES, WHOLE, Adapted, adapted, counting, step
+from compile_cases import BLOCKS, MODULES, WHOLE, adapted, counting, step
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from networks.kernels import products
+from networks.network import Network
+
 DROPOUTS = {"neuron_dropout": 0.1, "rank_dropout": 0.2, "module_dropout": 0.2}
 SIZES = ((4, 6), (2, 2), (6, 4), (8, 10), (2, 6), (12, 8), (10, 10), (16, 14), (4, 4), (20, 18))  # heights and widths of latents
+CHANGES: dict[str, Callable[[Network], None]] = {
+    "attached": lambda network: None,
+    "half": lambda network: network.set_multiplier(0.5),
+    "off": lambda network: network.set_enabled(False),
+    "on": lambda network: network.set_enabled(True),
+    "detached": lambda network: network.detach(),
+}
 
 
 @dataclass(frozen=True)
@@ -63,10 +75,23 @@ def test_a_block_is_one_graph_with_the_values_of_eager_mode(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["auto", "factored", "materialise"])
 @pytest.mark.parametrize("algorithm", MODULES)
-def test_new_numbers_of_tokens_make_no_more_graphs_than_there_are_ways(modules: Any, algorithm: str, path: str):
-    case = adapted(BLOCKS["Anima"], algorithm, *modules, path=path)
+def test_a_checkpointed_block_is_one_graph_that_drops_alike_in_both_forwards(modules: Any, algorithm: str):
+    case = adapted(BLOCKS["Anima"], algorithm, *modules, **DROPOUTS)
+
+    def checkpointed(**inputs: Any) -> Any:
+        return checkpoint(case.block, use_reentrant=False, **inputs)
+
+    inputs = case.inputs(4, 6)
+    compiled, counter = counting(checkpointed)
+    assert_same(step(compiled, inputs, case.parameters()), step(case.block, inputs, case.parameters()))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", MODULES)
+def test_new_numbers_of_tokens_make_no_more_graphs_than_there_are_ways(modules: Any, algorithm: str):
+    case = adapted(BLOCKS["Anima"], algorithm, *modules)
     compiled, counter = counting(case.block)
     ways = set()
     for height, width in SIZES:
@@ -81,14 +106,34 @@ def test_new_numbers_of_tokens_make_no_more_graphs_than_there_are_ways(modules: 
 @pytest.mark.parametrize("algorithm", MODULES)
 def test_a_compiled_block_follows_what_is_done_to_its_network(modules: Any, algorithm: str):
     case = adapted(BLOCKS["Anima"], algorithm, *modules)
-    inputs = case.inputs(4, 6)
+    network, inputs = case.network, case.inputs(4, 6)
     compiled, _ = counting(case.block)
-    bare = copy.deepcopy(case.block)
-    case.network.detach()
-    plain = step(case.block, inputs, [])
-    case.network.attach()
-    for change in CHANGES:
-        change(case.network)
-        assert_same(step(compiled, inputs, []), step(case.block, inputs, []))
-    case.network.detach()
-    assert_same(step(compiled, inputs, []), plain)
+    outputs = {}
+    for name, change in CHANGES.items():
+        change(network)
+        outputs[name] = step(compiled, inputs, [])
+        assert_same(outputs[name], step(case.block, inputs, []))
+    assert torch.equal(outputs["off"][0], outputs["detached"][0])
+    assert len({float(output[0].norm()) for output in outputs.values()}) == len(outputs) - 2  # on is half, off is detached
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "algorithm"), [("SDXL", "LoKr"), ("Anima", "LoRA"), ("Anima", "LoHa"), ("Anima", "LoKr")])
+def test_a_whole_denoiser_is_one_graph(modules: Any, model: str, algorithm: str):
+    case = adapted(WHOLE[model], algorithm, *modules)
+    inputs = case.inputs(8, 8)
+    compiled, counter = counting(case.block, "eager")
+    assert_same(step(compiled, inputs, case.parameters()), step(case.block, inputs, case.parameters()))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor compiles C++ for a CPU")
+@pytest.mark.parametrize("algorithm", MODULES)
+def test_generated_code_computes_the_same(modules: Any, algorithm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    case = adapted(BLOCKS["SDXL ResNet"], algorithm, *modules)
+    inputs = case.inputs(4, 6)
+    compiled, counter = counting(case.block, "inductor")
+    assert_same(step(compiled, inputs, case.parameters()), step(case.block, inputs, case.parameters()))
+    assert counter.frame_count == 1

@@ -80,6 +80,18 @@ def test_a_sum_by_blocks_is_that_of_the_whole(algorithm: type[Adapter], dtype: t
     assert torch.equal(base.to(wide), goal.to(wide))
 
 
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_autocast_rounds_neither_sums_nor_norms(algorithm: type[Adapter]):
+    torch.manual_seed(0)
+    adapter = adapter_on(nn.Linear(24, 32), algorithm)
+    base, expected = torch.zeros(32, 24), adapter.delta_weight().detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        write_sum(base, base, [adapter])
+        norm = delta_norm(adapter)
+    assert relative_error(base, expected) < 1e-6
+    torch.testing.assert_close(norm, torch.linalg.vector_norm(expected))
+
+
 def test_a_sum_without_adapters_is_the_base_bit_for_bit():
     base = torch.tensor([[1.0, -0.0, float("nan")]], dtype=torch.bfloat16)
     goal = torch.empty_like(base)

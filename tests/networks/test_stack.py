@@ -31,7 +31,8 @@ def test_an_input_may_be_given_by_name():
 
 def test_several_adapters_and_the_base_are_rounded_once():
     torch.manual_seed(0)
-    model, x = nn.Sequential(nn.Linear(64, 64)).to(torch.bfloat16), torch.randn(32, 64).to(torch.bfloat16)
+    model: Any = nn.Sequential(nn.Linear(64, 64)).to(torch.bfloat16)
+    x = torch.randn(32, 64).to(torch.bfloat16)
     exact = nn.functional.linear(x.double(), model[0].weight.double(), model[0].bias.double())
     for name in ("a", "b", "c"):
         network = adapted(model, name)
@@ -61,6 +62,20 @@ def test_a_delta_far_below_the_last_bit_of_the_output_is_seen(
         adapter.attach()
     seen = layer(x).double() - base
     assert float((seen * exact).sum() / exact.square().sum()) == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize("is_emulated", [True, False])
+@pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.title)
+def test_a_base_stored_in_float8_with_its_bias_is_adapted(algorithm: type[Adapter], is_emulated: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(products, "_is_emulated", lambda dtype: is_emulated)
+    torch.manual_seed(0)
+    layer, x = nn.Linear(32, 16).requires_grad_(False).to(torch.float8_e4m3fn), torch.randn(4, 32)
+    adapter = filled(algorithm.fresh("x", layer, 2, 1.0, algorithm.Arguments()))
+    adapter.attach()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = layer(x)
+    exact = nn.functional.linear(x, layer.weight.float() + adapter.delta_weight(), layer.bias.float())
+    torch.testing.assert_close(output.float(), exact, rtol=0.02, atol=0.02)
 
 
 def test_a_computed_weight_is_not_merged_into():

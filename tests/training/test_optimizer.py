@@ -28,6 +28,12 @@ def test_every_named_optimizer_lowers_a_quadratic(name: str) -> None:
     assert weight.square().mean().item() < 0.9 * before
 
 
+def test_what_a_constructor_refuses_is_said_with_its_arguments() -> None:
+    group = {"params": [torch.nn.Parameter(torch.zeros(2))], "lr": 1e-3}
+    with pytest.raises(ValueError, match="AdamW with differentiable=True, fused=True.*does not support"):
+        build_optimizer([group], OptimizerOptions(optimizer_args=("differentiable=True",)))
+
+
 def test_a_dotted_path_is_taken() -> None:
     assert optimizer_class("torch.optim.RAdam") is torch.optim.RAdam
 

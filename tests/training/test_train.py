@@ -1,6 +1,7 @@
 """The training run end to end, on a tiny random SDXL."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,14 @@ def test_every_network_module_trains_and_saves(module: str, small_sdxl_file: Pat
     moved = ("lora_up.weight", "hada_w2_a", "lokr_w2", "lokr_w2_b")  # start at zero
     started = [tensor for name, tensor in tensors.items() if name.endswith(moved) and "lora_te1_text_model_encoder_layers_2" not in name]
     assert started and all(tensor.abs().max() > 0 for tensor in started)
+
+
+def test_the_log_says_once_which_ways_the_deltas_took(
+    small_sdxl_file: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(small_sdxl_file, images, tmp_path, "--max_train_steps", "2", "--network_args", "path=materialise", "conv_dim=2")
+    (ways,) = re.findall(r"ways to the deltas, and of how many layers: (.*)", capsys.readouterr().err)
+    assert re.fullmatch(r"LoHa materialise [1-9]\d*", ways.strip())
 
 
 @pytest.mark.parametrize("module", ["networks.lora", "networks.loha", "networks.lokr"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from adapter_cases import filled
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import networks
 from networks.base import Adapter
@@ -17,6 +18,8 @@ from networks.kernels.choice import Choice
 from networks.kernels.cost import CPU, MATERIALISE, HadamardWays, KroneckerWays, Setting, cheapest, way_at
 from networks.loha import LoHa
 from networks.lokr import LoKr
+from networks.lora import LoRA
+from networks.members import algorithms
 
 FLOAT32 = Setting.of("cpu", torch.float32, joins=True)
 
@@ -70,6 +73,16 @@ def test_the_network_argument_forces_a_path_and_the_network_tells():
     assert network.ways_taken() == {"LoHa materialise": 2}
 
 
+@pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.title)
+def test_a_grouped_convolution_has_one_way_and_tells_it(algorithm: type[Adapter]):
+    layer = nn.Conv1d(8, 8, 3, groups=2).requires_grad_(False)
+    adapter = algorithm.fresh("x", layer, 2, 1.0, algorithm.Arguments())
+    adapter.choice = Choice("factored")
+    adapter.attach()
+    layer(torch.randn(1, 8, 4))
+    assert adapter.choice.taken == MATERIALISE
+
+
 def test_a_wrong_path_is_refused_with_the_choices():
     with pytest.raises(ValueError, match="path: unknown choice 'fatcored'; did you mean 'factored'"):
         small_network(path="fatcored")
@@ -93,6 +106,17 @@ def test_the_fastest_measured_way_is_taken_and_kept(tmp_path: Path, monkeypatch:
     assert adapter.choice.taken == MATERIALISE
     ((key, found),) = json.loads((tmp_path / "folder" / "ways.json").read_text()).items()
     assert found == {"khatri_rao": 2.0, MATERIALISE: 1.0} and "8 tokens" in key and "float32" in key
+
+
+def test_layers_that_are_computed_differently_are_measured_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(autotune, "_median_time", lambda step, device: 1.0)
+    for use_tucker in (False, True):
+        layer = nn.Conv2d(8, 8, 3).requires_grad_(False)
+        adapter = LoRA.fresh("x", layer, 2, 1.0, LoRA.Arguments(use_tucker=use_tucker))
+        adapter.choice = Choice("auto", Tuner(tmp_path / "ways.json"))
+        adapter.attach()
+        layer(torch.randn(1, 8, 4, 4))
+    assert len(json.loads((tmp_path / "ways.json").read_text())) == 2
 
 
 def test_what_was_measured_before_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -125,6 +149,35 @@ def test_a_path_limits_what_is_measured(tmp_path: Path):
     adapter.layer(torch.randn(5, 32))
     assert adapter.choice.taken == "khatri_rao"
     assert [list(found) for found in json.loads((tmp_path / "folder" / "ways.json").read_text()).values()] == [["khatri_rao"]]
+
+
+@pytest.mark.parametrize("is_reentrant", [True, False])
+def test_measuring_within_a_checkpoint_leaves_it_alone(is_reentrant: bool, tmp_path: Path):
+    adapter, x = tuned(tmp_path), torch.randn(5, 32, requires_grad=True)
+    output = checkpoint(adapter.layer, x, use_reentrant=is_reentrant)
+    found = torch.autograd.grad(output.sum(), x)[0] if not is_reentrant else output.sum().backward() or x.grad
+    torch.testing.assert_close(found, torch.autograd.grad(adapter.layer(x).sum(), x)[0])
+
+
+def test_measuring_is_possible_in_inference_mode(tmp_path: Path):
+    adapter = tuned(tmp_path)
+    with torch.inference_mode():
+        adapter.layer(torch.randn(5, 32))
+    assert adapter.choice.taken is not None
+
+
+def test_no_tokens_are_not_measured(tmp_path: Path):
+    adapter = tuned(tmp_path)
+    assert adapter.layer(torch.randn(0, 32)).shape == (0, 32)
+    assert not (tmp_path / "folder").exists()
+
+
+def test_a_file_that_cannot_be_written_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    (tmp_path / "folder").write_text("a file in the place of the folder", encoding="utf-8")
+    adapter = tuned(tmp_path)
+    for tokens in (5, 50):
+        adapter.layer(torch.randn(tokens, 32))
+    assert caplog.text.count("what is measured holds for this run only") == 1
 
 
 def test_kernels_are_not_tried_without_a_gpu():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from networks.base import Adapter
+from networks.extras import Dropouts
 from networks.kernels import materialised, products
 from networks.kernels.choice import Choice
 from networks.kernels.cost import FUSED, MATERIALISE
@@ -164,6 +165,51 @@ def test_gradients_have_gradients(structure: str, kind: str, path: str):
 
     inputs = [x.requires_grad_(), *(parameter.detach().requires_grad_() for parameter in adapter.parameters())]
     assert torch.autograd.gradgradcheck(apply, inputs, fast_mode=True)
+
+
+@pytest.mark.parametrize("path", ["factored", "materialise"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_gradients_have_gradients_where_more_than_the_input_is_kept(structure: str, kind: str, path: str):
+    torch.manual_seed(0)
+    layer: Any = (nn.Linear(64, 6) if kind == "linear" else nn.Conv1d(64, 6, 2)).double()
+    adapter = adapted(structure, layer, 2, path).double()
+    x = torch.randn((3, 64) if kind == "linear" else (2, 64, 3), dtype=torch.float64, requires_grad=True)
+
+    def second(output: Tensor) -> list[Tensor]:
+        inputs = [x, *adapter.parameters()]
+        first = torch.autograd.grad(output.square().sum(), inputs, create_graph=True)
+        return list(torch.autograd.grad(torch.stack([gradient.square().sum() for gradient in first]).sum(), inputs))
+
+    found = second(layer(x))
+    exact = second(exact_output(layer, adapter, x))
+    assert max(relative_error(a, b) for a, b in zip(found, exact, strict=True)) < 1e-10
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.1])
+@pytest.mark.parametrize("path", ["factored", "materialise"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_no_tokens_are_taken_too(structure: str, kind: str, path: str, dropped: float):
+    layer: Any = nn.Linear(64, 48) if kind == "linear" else nn.Conv2d(64, 48, 3)
+    adapter = adapted(structure, layer, 2, path)
+    adapter.dropouts = Dropouts(rank=dropped)
+    x = torch.randn((2, 0, 64) if kind == "linear" else (0, 64, 5, 5), requires_grad=True)
+    output = layer(x)
+    assert output.shape == ((2, 0, 48) if kind == "linear" else (0, 48, 3, 3))
+    assert not any(gradient.any() for gradient in gradients_of(output, x, adapter))
+
+
+@pytest.mark.parametrize("path", ["factored", "materialise"])
+@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+def test_factors_in_float8_are_widened_before_they_are_multiplied(structure: str, kind: str, path: str):
+    torch.manual_seed(0)
+    layer: Any = nn.Linear(64, 48) if kind == "linear" else nn.Conv2d(64, 48, 3)
+    adapter = adapted(structure, layer, 2, path).to(torch.float8_e4m3fn)
+    x = torch.randn((3, 64) if kind == "linear" else (2, 64, 5, 5))
+    with torch.no_grad():
+        assert relative_error(adapter.delta(x), adapter.shape.apply(x, adapter.delta_weight())) < 1e-5
 
 
 @pytest.mark.parametrize("path", ["auto", "factored", "materialise"])
