@@ -123,8 +123,8 @@ class NetworkArguments:
     loraplus_targets: tuple[str, ...] = option((), help="the parameters that LoRA+ boosts instead, such as ['lokr_w2', 'lokr_w2_b']")
     path: Path = option(
         "auto",
-        help="how deltas are computed: auto takes the cheapest way for each layer, factored never makes a whole dW, except for grouped "
-        "convolutions, materialise always does; all give the same but for the last bits",
+        help="how deltas are computed: auto takes the cheapest way for each layer, factored never makes a whole dW (but for grouped "
+        "convolutions of LoRA and LoHa), materialise always does; all give the same but for the last bits",
     )
     autotune: bool = option(
         False,

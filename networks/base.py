@@ -20,6 +20,7 @@ from networks.kernels.choice import Choice
 from networks.kernels.cost import Ways
 from networks.kernels.products import Base, add_base, autocast_dtype
 from networks.layers import LayerShape, dense_weight, fitted
+from networks.row_blocks import Rows, delta_norm
 from networks.stack import attached_to, base_forward_of, kept_weight_of, stack_of
 
 
@@ -193,6 +194,11 @@ class Adapter(nn.Module, ABC):
         """What each of the algorithm's ways to a delta costs; None where there is one only."""
         return None
 
+    @property
+    def has_factored_ways(self) -> bool:
+        """Whether the factors can be applied in turn; else the materialised way is the only one."""
+        return self.shape.groups == 1
+
     def way(self, x: Tensor, base: Base | None) -> str:
         """The way to take for an input: the cheapest, or as the network argument `path` says."""
         return self.choice.way(self, x, base)
@@ -327,9 +333,13 @@ class Adapter(nn.Module, ABC):
             state[place] = (self.wide(state[place]) * self.wide(scalar)).to(state[place].dtype)
         return state
 
+    def rows(self) -> Rows | None:
+        """The formula a block of rows at a time, in float32 or better, without gradients; None for what gives it whole only."""
+        return None
+
     def delta_norm(self) -> Tensor:
-        """The Frobenius norm of the scaled delta before DoRA."""
-        return torch.linalg.vector_norm(self.direction())
+        """The Frobenius norm of the scaled delta before DoRA, from the factors where they tell."""
+        return delta_norm(self)
 
     @torch.no_grad()
     def shrink(self, ratio: float) -> None:

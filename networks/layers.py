@@ -60,6 +60,11 @@ class LayerShape:
         return math.prod(self.kernel) == 1
 
     @property
+    def ungrouped(self) -> "LayerShape":
+        """The same slide in one group."""
+        return self if self.groups == 1 else replace(self, groups=1)
+
+    @property
     def channel(self) -> int:
         """The dimension of features or channels in inputs and outputs, from the end."""
         return -1 - len(self.kernel)

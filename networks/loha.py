@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from networks import dora
+from networks import dora, row_blocks
 from networks.arguments import NetworkArguments
 from networks.base import Adapter
 from networks.extras import Extras
@@ -94,6 +94,9 @@ class LoHa(Adapter):
     @property
     def ways(self) -> HadamardWays:
         return HadamardWays(self.shape.out, self.shape.fan_in, self.rank)
+
+    def rows(self) -> row_blocks.Hadamard:
+        return row_blocks.Hadamard(*self._factors(wide=True))
 
     def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
         square, (out, fan_in) = self.rank * self.rank, (self.shape.out, self.shape.fan_in)

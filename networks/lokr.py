@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from library.core.options import option
 from library.models.naming import Target
-from networks import dora
+from networks import dora, row_blocks
 from networks.arguments import WHERE, NetworkArguments
 from networks.base import Adapter
 from networks.extras import Extras
@@ -172,7 +172,9 @@ class LoKr(Adapter):
         return w1, w2.reshape(self.split.c, self.split.d, -1)
 
     def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
-        """By w1 and w2 in turn, in the cheapest order: an (out, in) tensor is made for groups only, or where it is asked for."""
+        """By w1 and w2 in turn, in the cheapest order: an (out, in) tensor is made where w1's rows do not divide into the layer's groups,
+        or where it is asked for.
+        """
         shape, w1 = self.shape, self._w1()
         if self.drops_ranks:
             return self.onto(base, x, self._delta_conv(x, w1) if shape.kernel else self._delta_linear(x, w1))
@@ -200,9 +202,13 @@ class LoKr(Adapter):
     def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
         return dora.overlap_of_kronecker(*self.whole_factors(), weight, axis)
 
-    def delta_norm(self) -> Tensor:
+    def rows(self) -> row_blocks.Kronecker:
         w1, w2 = self.whole_factors()
-        return torch.linalg.vector_norm(w1) * torch.linalg.vector_norm(w2) * abs(self.coefficient)
+        return row_blocks.Kronecker(w1.detach(), w2.detach().flatten(1))
+
+    @property
+    def has_factored_ways(self) -> bool:
+        return self.split.a % self.shape.groups == 0
 
     @property
     def dtype(self) -> torch.dtype:

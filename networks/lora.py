@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from networks import dora
+from networks import dora, row_blocks
 from networks.arguments import NetworkArguments
 from networks.base import Adapter
 from networks.extras import Extras
@@ -91,6 +91,9 @@ class LoRA(Adapter):
     @property
     def ways(self) -> LowRankWays:
         return LowRankWays(self.shape.out, self.shape.fan_in, self.rank)
+
+    def rows(self) -> row_blocks.Product:
+        return row_blocks.Product(*self._factors())
 
     def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
         return dora.overlap_of_product(*self._factors(), weight, axis)

@@ -19,7 +19,6 @@ from networks.formats.reader import algorithm_of, read_layers, read_members, set
 from networks.members import Member
 from networks.protocol import TrainableNetwork
 from networks.rates import ParameterGroup, parameter_groups
-from networks.row_blocks import delta_norm
 from networks.selection import NetworkArguments, parts_of
 from networks.stack import attached_to, check_merge
 
@@ -139,7 +138,7 @@ class Network(TrainableNetwork):
         Returns how many were shrunk, and mean and maximum of the norms after it. `device` is of sd-scripts' signature; not needed.
         """
         trained = [adapter for adapter in self.adapters if any(factor.requires_grad for factor in adapter.factors().values())]
-        norms = torch.stack([delta_norm(adapter) for adapter in trained]).tolist()  # one wait for the device, not one a layer
+        norms = torch.stack([adapter.delta_norm() for adapter in trained]).tolist()  # one wait for the device, not one a layer
         for adapter, norm in zip(trained, norms, strict=True):
             if norm > max_norm_value:
                 adapter.shrink(max_norm_value / norm)

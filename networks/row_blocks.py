@@ -1,7 +1,7 @@
 """A delta taken a few rows at a time: for merging and for norms, which need every number of it once and never all of them together.
 
 What is as large as the weight is written to memory and read again by every operation; a block of rows stays in the processor's cache.
-Each kind of factors below equals its algorithm's `formula`, which tests hold.
+Each kind of factors below equals its algorithm's `formula`, which tests hold; `Adapter.rows` gives an adapter's.
 """
 
 import math
@@ -93,17 +93,11 @@ class Kronecker:
         return torch.linalg.vector_norm(self.w1) * torch.linalg.vector_norm(self.w2)
 
 
-def rows_of(adapter: "Adapter") -> Rows | None:
-    """The formula of an adapter by rows; None for one that only gives it whole."""
-    read = READERS.get(adapter.title)
-    return None if read is None else read(adapter)
-
-
 @torch.no_grad()
 def delta_norm(adapter: "Adapter") -> Tensor:
     """The Frobenius norm of the scaled delta before DoRA, without forming it where the factors tell."""
     with torch.autocast(adapter.alpha.device.type, enabled=False):
-        rows = rows_of(adapter)
+        rows = adapter.rows()
         return torch.linalg.vector_norm(adapter.direction()) if rows is None else rows.norm() * abs(adapter.coefficient)
 
 
@@ -135,7 +129,7 @@ def _delta_by_rows(adapter: "Adapter", base: Tensor, dtype: torch.dtype) -> tupl
     Rounded as multiplier * delta_weight() is. From the whole of it where DoRA, dtype or device want that.
     """
     is_alike = adapter.alpha.device == base.device and (dtype == torch.float32 or adapter.dtype == dtype)
-    rows = rows_of(adapter) if adapter.dora_scale is None and is_alike else None
+    rows = adapter.rows() if adapter.dora_scale is None and is_alike else None
     if rows is None:
         delta = adapter.delta_weight(base).to(base.device, dtype)
         return delta.__getitem__, adapter.multiplier
@@ -143,31 +137,3 @@ def _delta_by_rows(adapter: "Adapter", base: Tensor, dtype: torch.dtype) -> tupl
     if not isinstance(coefficient, Tensor) and math.frexp(coefficient)[0] == 0.5:  # a power of two rounds nothing: not worth a pass
         return rows.block, adapter.multiplier * coefficient
     return lambda place: rows.block(place).mul_(coefficient), adapter.multiplier
-
-
-# The factors of each algorithm
-
-
-def _product(adapter: "Adapter") -> Rows:
-    from networks.rewriting.factors import read_lora  # here, for it imports the algorithms, which import this
-
-    product = read_lora(adapter.factors(), adapter.shape)
-    return Product(product.up, product.down.flatten(1))
-
-
-def _hadamard(adapter: "Adapter") -> Rows:
-    from networks.rewriting.factors import read_loha
-
-    first, second = read_loha(adapter.factors(), adapter.shape)
-    return Hadamard(first.up, first.down.flatten(1), second.up, second.down.flatten(1))
-
-
-def _kronecker(adapter: "Adapter") -> Rows:
-    from networks.rewriting.factors import read_lokr
-
-    w1, w2 = (factor if isinstance(factor, Tensor) else factor.dense() for factor in read_lokr(adapter.factors(), adapter.shape))
-    return Kronecker(w1, w2.flatten(1))
-
-
-READERS: dict[str, Callable[["Adapter"], Rows]] = {"LoRA": _product, "LoHa": _hadamard, "LoKr": _kronecker}
-"""By an algorithm's title; the delta of any other is formed whole until it stands here."""

@@ -38,8 +38,8 @@ class Choice:
 
     def way(self, adapter: "Adapter", x: Tensor, base: Base | None) -> str:
         """The way for an input, and for the base's product if that is at hand."""
-        if adapter.shape.groups > 1:
-            way = MATERIALISE  # the only one there is
+        if not adapter.has_factored_ways:
+            way = MATERIALISE
         elif self.tuner is not None and x.numel() and not torch.compiler.is_compiling():
             way = self._measured or self._tuned(adapter, self.tuner, x, _tokens(adapter, x), base)
         else:
@@ -64,7 +64,7 @@ class Choice:
         assert ways is not None
         names = allowed(list(ways.costs(tokens, Setting.of(x.device.type, x.dtype, base is not None))), self.path)
         if has_kernels(x.device) and not adapter.shape.kernel:
-            names += [name + FUSED for name in names]
+            names += [name + FUSED for name in names if name in ways.with_kernels]
         key = key_of(f"{adapter.title} {', '.join(adapter.factors())} {ways} {adapter.shape}", x, tokens, base is not None)
         self._fastest[kind] = tuner.way(key, names, lambda way: self._step(adapter, way, x, base), x.device)
         return self._fastest[kind]

@@ -9,7 +9,7 @@ a data-centre card, whose ratios other cards share, and have not been fitted: `a
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 
@@ -127,6 +127,8 @@ class Setting:
 class Ways(Protocol):
     """A frozen description of an adapter on a layer, which knows what each of its ways costs."""
 
+    with_kernels: ClassVar[tuple[str, ...]]  # the ways that have Triton kernels, for Linear layers
+
     def costs(self, tokens: int, setting: Setting) -> dict[str, float]:
         """Seconds of each way, by name; the one that makes dW is called `materialise`."""
         ...
@@ -182,6 +184,8 @@ def _last(costs: Callable[[int], dict[str, float]], way: str, low: int, high: in
 class LowRankWays:
     """LoRA on a weight of (out, fan-in)."""
 
+    with_kernels: ClassVar[tuple[str, ...]] = ("factored",)
+
     out: int
     fan_in: int
     rank: int
@@ -197,6 +201,8 @@ class LowRankWays:
 class HadamardWays:
     """LoHa on a weight of (out, fan-in)."""
 
+    with_kernels: ClassVar[tuple[str, ...]] = ("khatri_rao", MATERIALISE)
+
     out: int
     fan_in: int
     rank: int
@@ -211,6 +217,8 @@ class HadamardWays:
 @dataclass(frozen=True)
 class KroneckerWays:
     """LoKr of w1 (A, B) and w2 (C, D), the kernel's positions in D; `rank` of w2, or None where it is whole."""
+
+    with_kernels: ClassVar[tuple[str, ...]] = ("rank_space", "w2_first", "w1_first")
 
     sides: tuple[int, int, int, int]
     rank: int | None

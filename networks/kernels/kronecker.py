@@ -19,13 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from networks.kernels.low_rank import KEPT_SHARE
 from networks.kernels.products import (
+    KEPT_SHARE,
     NO_BASE,
     Base,
     as_rows,
     base_input_gradient,
     cast,
+    cast_once,
     convolved,
     from_rows,
     is_differentiated,
@@ -62,7 +63,7 @@ def kronecker_product(
     scale = scale * strength
     if not shape.kernel:
         function: Any = _RankedLinear if len(w2) == 2 else _WholeLinear
-        return run(function, x, weight, bias, scale, mixes_first, is_fused, w1, *w2)
+        return run(function, x, weight, bias, scale, mixes_first, is_fused, *cast_once(x, w1, *w2))
     function = _WholeConvolution if len(w2) == 1 else _RankedConvolution
     return convolved(x, shape, lambda x, shape: run(function, x, weight, bias, scale, mixes_first, shape, w1, *w2))
 
@@ -167,7 +168,10 @@ class _WholeLinear(torch.autograd.Function):
 
 
 class _RankedConvolution(torch.autograd.Function):
-    """Images x (N, B * D, *positions): w2_b slides over N * B images, or mixes them for a core that slides; w1 and w2_a mix its ranks."""
+    """Images x (N, B * D, *positions): w2_b slides over N * B images, or mixes them for a core that slides; w1 and w2_a mix its ranks.
+
+    With groups there are B blocks in each, which the rows of w1 that belong to the group mix.
+    """
 
     @staticmethod
     def forward(
@@ -178,8 +182,8 @@ class _RankedConvolution(torch.autograd.Function):
         ctx.scale, ctx.shape = scale, shape
         dtype = working_dtype(x.dtype, x.device.type)
         with without_autocast(x):
-            images, mixer, up, *kernels = cast(dtype, x, w1, *w2)
-            hidden, _inner = _slid(_split(images, mixer.shape[1]), kernels, shape)  # (N * B, r, *positions)
+            images, mixer, up, *kernels = cast(dtype, x, _by_group(w1, shape), *w2)
+            hidden, _inner = _slid(_split(images, _count(mixer, 2)), kernels, shape)  # (N * B, r, *positions)
             delta = shape.mix(_mixed(mixer * scale, hidden), up)  # (N * A, C, *positions)
             y = _onto_base(images, weight, bias, shape, delta)
         return y.to(x.dtype)
@@ -189,17 +193,17 @@ class _RankedConvolution(torch.autograd.Function):
         x, weight, *factors = ctx.saved_tensors
         shape, needs_x, dtype = ctx.shape, ctx.needs_input_grad[0], working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
-            images, grad, mixer, up, *kernels = cast(dtype, x, grad, *factors)
-            (a, b), scaled = mixer.shape, mixer * ctx.scale
-            blocks = _split(images, b)
+            images, grad, mixer, up, *kernels = cast(dtype, x, grad, _by_group(factors[0], shape), *factors[1:])
+            scaled, one = mixer * ctx.scale, shape.ungrouped
+            blocks = _split(images, _count(mixer, 2))
             hidden, inner = _slid(blocks, kernels, shape)
-            grad_mixed, grad_up = shape.mix_gradients(_split(grad, a), _mixed(scaled, hidden), up)  # (N * A, r, *positions)
-            grad_mixer = _image_products(grad_mixed, a, hidden, b).mul_(ctx.scale)
-            grad_hidden = _mixed(scaled.t(), grad_mixed)
+            grad_mixed, grad_up = shape.mix_gradients(_split(grad, _count(mixer, 1)), _mixed(scaled, hidden), up)  # (N * A, r, *positions)
+            grad_mixer = _image_products(grad_mixed, hidden, mixer).mul_(ctx.scale)
+            grad_hidden = _mixed(scaled.mT, grad_mixed)
             if inner is None:
-                grad_x, *grad_kernels = shape.gradients(grad_hidden, blocks, _kernel(kernels[0], shape), needs_x=needs_x)
+                grad_x, *grad_kernels = one.gradients(grad_hidden, blocks, _kernel(kernels[0], shape), needs_x=needs_x)
             else:
-                grad_inner, grad_core = shape.gradients(grad_hidden, inner, kernels[1])
+                grad_inner, grad_core = one.gradients(grad_hidden, inner, kernels[1])
                 grad_x, grad_down = shape.mix_gradients(grad_inner, blocks, kernels[0])
                 grad_kernels = [grad_down, grad_core]
             grad_x = _with_base(grad_x if needs_x else None, grad, images, weight, shape)
@@ -219,9 +223,9 @@ class _WholeConvolution(torch.autograd.Function):
         ctx.scale, ctx.shape = scale, shape
         dtype = working_dtype(x.dtype, x.device.type)
         with without_autocast(x):
-            images, mixer, kernel = cast(dtype, x, w1 * scale, w2)
-            blocks = _split(images, mixer.shape[1])
-            delta = shape.apply(_mixed(mixer, blocks), kernel) if mixes_first else _mixed(mixer, shape.apply(blocks, kernel))
+            images, mixer, kernel = cast(dtype, x, _by_group(w1 * scale, shape), w2)
+            blocks, one = _split(images, _count(mixer, 2)), shape.ungrouped
+            delta = one.apply(_mixed(mixer, blocks), kernel) if mixes_first else _mixed(mixer, one.apply(blocks, kernel))
             y = _onto_base(images, weight, bias, shape, delta)
         return y.to(x.dtype)
 
@@ -230,13 +234,12 @@ class _WholeConvolution(torch.autograd.Function):
         x, weight, *factors = ctx.saved_tensors
         shape, dtype = ctx.shape, working_dtype(grad.dtype, grad.device.type)
         with without_autocast(grad):
-            images, grad, mixer, kernel = cast(dtype, x, grad, *factors)
-            a, b = mixer.shape
-            blocks, scaled = _split(images, b), mixer * ctx.scale
+            images, grad, mixer, kernel = cast(dtype, x, grad, _by_group(factors[0], shape), factors[1])
+            blocks, scaled = _split(images, _count(mixer, 2)), mixer * ctx.scale
             # the gradients at the mixed input, through w2 alone: both of w1 and of x follow from it by small sums
-            through, grad_kernel = shape.gradients(_split(grad, a), _mixed(scaled, blocks), kernel)
-            grad_mixer = _image_products(through, a, blocks, b).mul_(ctx.scale)
-            grad_x = _mixed(scaled.t(), through) if ctx.needs_input_grad[0] else None
+            through, grad_kernel = shape.ungrouped.gradients(_split(grad, _count(mixer, 1)), _mixed(scaled, blocks), kernel)
+            grad_mixer = _image_products(through, blocks, mixer).mul_(ctx.scale)
+            grad_x = _mixed(scaled.mT, through) if ctx.needs_input_grad[0] else None
             grad_x = _with_base(grad_x, grad, images, weight, shape)
         grad_x = None if grad_x is None else grad_x.to(x.dtype)
         return grad_x, None, None, None, None, None, *like(factors, [grad_mixer, grad_kernel])
@@ -289,20 +292,31 @@ def _kernel(down: Tensor, shape: LayerShape) -> Tensor:
 def _slid(blocks: Tensor, kernels: list[Tensor], shape: LayerShape) -> tuple[Tensor, Tensor | None]:
     """Images (N * B, D, *positions) through w2_b to its ranks; where a core slides instead, also what it slides over."""
     if len(kernels) == 1:
-        return shape.apply(blocks, _kernel(kernels[0], shape)), None
+        return shape.ungrouped.apply(blocks, _kernel(kernels[0], shape)), None
     inner = shape.mix(blocks, kernels[0])
-    return shape.apply(inner, kernels[1]), inner
+    return shape.ungrouped.apply(inner, kernels[1]), inner
+
+
+def _by_group(w1: Tensor, shape: LayerShape) -> Tensor:
+    """w1 (A, B) as (groups, A / groups, B): its rows are those of the weight's groups in turn."""
+    return w1.view(shape.groups, w1.shape[0] // shape.groups, w1.shape[1])
+
+
+def _count(mixer: Tensor, side: int) -> int:
+    """How many blocks the outputs (side 1) or the inputs (side 2) of all groups have."""
+    return mixer.shape[0] * mixer.shape[side]
 
 
 def _mixed(mixer: Tensor, images: Tensor) -> Tensor:
-    """Images (N * B, C, *positions) mixed over B: (N * A, C, *positions)."""
-    return torch.matmul(mixer, images.reshape(-1, mixer.shape[1], images.shape[1:].numel())).view(-1, *images.shape[1:])
+    """Images (N * groups * B, C, *positions) mixed over B by a mixer (groups, A, B): (N * groups * A, C, *positions)."""
+    groups, _, b = mixer.shape
+    return torch.matmul(mixer, images.reshape(-1, groups, b, images.shape[1:].numel())).view(-1, *images.shape[1:])
 
 
-def _image_products(left: Tensor, a: int, right: Tensor, b: int) -> Tensor:
-    """Sum over images and positions of left (N * A, ...) times right (N * B, ...): (A, B)."""
-    size = left.shape[1:].numel()
-    return _sum_of_products(left.reshape(-1, a, size), right.reshape(-1, b, size))
+def _image_products(left: Tensor, right: Tensor, mixer: Tensor) -> Tensor:
+    """Sum over images and positions of left (N * groups * A, ...) times right (N * groups * B, ...): (groups, A, B)."""
+    (groups, a, b), size = mixer.shape, left.shape[1:].numel()
+    return torch.matmul(left.reshape(-1, groups, a, size), right.reshape(-1, groups, b, size).mT).sum(0)
 
 
 def _onto_base(images: Tensor, weight: Tensor | None, bias: Tensor | None, shape: LayerShape, delta: Tensor) -> Tensor:

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from networks.kernels.products import (
+    KEPT_SHARE,
     NO_BASE,
     Base,
     as_rows,
     base_input_gradient,
     cast,
+    cast_once,
     convolved,
     from_rows,
     is_differentiated,
@@ -34,8 +36,6 @@ from networks.kernels.products import (
 )
 from networks.kernels.triton.linear import extended_linear, extended_linear_input_gradient
 from networks.layers import LayerShape
-
-KEPT_SHARE = 0.1  # what may be kept beside the input, as a share of it; more is computed again
 
 
 def low_rank(
@@ -50,6 +50,8 @@ def low_rank(
     scale = scale * strength
     if shape.kernel:
         return convolved(x, shape, lambda x, shape: run(_Convolved, x, weight, bias, scale, shape, *factors))
+    if len(factors) == 2:
+        factors = cast_once(x, *factors)
     return run(_Linear, x, weight, bias, scale, is_fused, *factors)
 
 

@@ -37,6 +37,7 @@ class Base(NamedTuple):
 
 
 NO_BASE = (None, None, 1.0)  # a delta alone
+KEPT_SHARE = 0.1  # what may be kept beside the input, as a share of it; more is computed again
 
 
 def working_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:
@@ -74,6 +75,17 @@ def without_autocast(x: Tensor, dtype: torch.dtype | None = None) -> AbstractCon
 def cast(dtype: torch.dtype, *tensors: Tensor) -> list[Tensor]:
     """Tensors in `dtype`; asking for a dtype that is there already costs as much as a small kernel, so it is not asked for."""
     return [tensor if tensor.dtype == dtype else tensor.to(dtype) for tensor in tensors]
+
+
+def cast_once(x: Tensor, *factors: Tensor) -> tuple[Tensor, ...]:
+    """Factors in the dtype of `x`, as a step of the graph: so the backward pass finds them cast, at the price of keeping the copies.
+
+    As they are where products are computed in another dtype, or where the copies are more than a small share of the input.
+    """
+    is_cast = all(factor.dtype == x.dtype for factor in factors) or working_dtype(x.dtype, x.device.type) != x.dtype
+    if is_cast or torch.compiler.is_compiling():  # compilers decide by themselves, and without a guard on the number of tokens
+        return factors
+    return factors if sum(factor.numel() for factor in factors) > KEPT_SHARE * x.numel() else tuple(cast(x.dtype, *factors))
 
 
 def as_rows(x: Tensor) -> Tensor:

@@ -13,8 +13,7 @@ from networks.base import Adapter
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
-from networks.members import algorithms
-from networks.row_blocks import READERS, delta_norm, rows_of, write_sum
+from networks.row_blocks import write_sum
 
 ALGORITHMS = [LoRA, LoHa, LoKr]
 
@@ -36,13 +35,9 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-def test_every_algorithm_has_its_rows():
-    assert set(READERS) == {algorithm.title for algorithm in algorithms()}
-
-
 def test_rows_are_those_of_the_formula(case: Case):
     adapter = filled(case.adapter).double()
-    formula, rows = adapter.formula().reshape(adapter.shape.out, -1), rows_of(adapter)
+    formula, rows = adapter.formula().reshape(adapter.shape.out, -1), adapter.rows()
     assert rows is not None
     for first, stop in [(0, 18), (0, 1), (1, 5), (4, 12), (11, 18)]:
         stop = min(stop, adapter.shape.out)
@@ -51,14 +46,14 @@ def test_rows_are_those_of_the_formula(case: Case):
 
 def test_the_norm_is_that_of_the_delta(case: Case):
     adapter = filled(case.adapter).double()
-    torch.testing.assert_close(delta_norm(adapter), torch.linalg.vector_norm(adapter.direction()))
+    torch.testing.assert_close(adapter.delta_norm(), torch.linalg.vector_norm(adapter.direction()))
 
 
 @pytest.mark.parametrize("rank", [2, 12])
 def test_the_norm_of_a_loha_is_the_same_by_either_way(rank: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(row_blocks, "BLOCK", 256)
     adapter = adapter_on(nn.Linear(64, 48), LoHa, rank)
-    torch.testing.assert_close(delta_norm(adapter), torch.linalg.vector_norm(adapter.direction()))
+    torch.testing.assert_close(adapter.delta_norm(), torch.linalg.vector_norm(adapter.direction()))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
@@ -87,7 +82,7 @@ def test_autocast_rounds_neither_sums_nor_norms(algorithm: type[Adapter]):
     base, expected = torch.zeros(32, 24), adapter.delta_weight().detach()
     with torch.autocast("cpu", torch.bfloat16):
         write_sum(base, base, [adapter])
-        norm = delta_norm(adapter)
+        norm = adapter.delta_norm()
     assert relative_error(base, expected) < 1e-6
     torch.testing.assert_close(norm, torch.linalg.vector_norm(expected))
 

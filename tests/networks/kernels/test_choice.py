@@ -19,7 +19,6 @@ from networks.kernels.cost import CPU, MATERIALISE, HadamardWays, KroneckerWays,
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
-from networks.members import algorithms
 
 FLOAT32 = Setting.of("cpu", torch.float32, joins=True)
 
@@ -73,14 +72,16 @@ def test_the_network_argument_forces_a_path_and_the_network_tells():
     assert network.ways_taken() == {"LoHa materialise": 2}
 
 
-@pytest.mark.parametrize("algorithm", algorithms(), ids=lambda algorithm: algorithm.title)
-def test_a_grouped_convolution_has_one_way_and_tells_it(algorithm: type[Adapter]):
-    layer = nn.Conv1d(8, 8, 3, groups=2).requires_grad_(False)
+@pytest.mark.parametrize(
+    ("algorithm", "groups", "is_whole"), [(LoRA, 2, True), (LoHa, 2, True), (LoKr, 4, True), (LoKr, 2, False)]
+)  # LoKr's w1 has 2 rows
+def test_grouped_convolutions_are_materialised_unless_groups_divide_the_first_factor(algorithm: type[Adapter], groups: int, is_whole: bool):
+    layer = nn.Conv1d(8, 8, 3, groups=groups).requires_grad_(False)
     adapter = algorithm.fresh("x", layer, 2, 1.0, algorithm.Arguments())
     adapter.choice = Choice("factored")
     adapter.attach()
     layer(torch.randn(1, 8, 4))
-    assert adapter.choice.taken == MATERIALISE
+    assert (adapter.choice.taken == MATERIALISE) is is_whole
 
 
 def test_a_wrong_path_is_refused_with_the_choices():

@@ -258,3 +258,18 @@ def test_without_gradients_the_output_is_the_same():
         assert torch.equal(alone, layer(x)) and not alone.requires_grad
         assert not torch.equal(alone, F.linear(x, layer.weight, layer.bias))
         adapter.detach()
+
+
+@pytest.mark.parametrize(("tokens", "copies"), [(512, 0), (4, 2)])
+def test_factors_are_cast_once_where_their_copies_are_small_beside_the_input(tokens: int, copies: int, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(products, "_is_emulated", lambda dtype: False)
+    layer = nn.Linear(32, 32).requires_grad_(False).to(torch.bfloat16)
+    adapter = adapted("LoRA", layer, 2, "auto")
+    x = torch.randn(tokens, 32, dtype=torch.bfloat16, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    with torch.profiler.profile() as profile:
+        y.sum().backward()
+    casts = sum(event.count for event in profile.key_averages() if event.key == "aten::_to_copy")
+    assert casts == copies + 2  # of the gradients, back to the factors' dtype
+    adapter.detach()
