@@ -87,7 +87,9 @@ class Difference(Adapter):
     def delta_bias(self) -> Tensor | None:
         return None if self._bias is None else self.wide(self.get_parameter(self._bias))
 
-    is_direct = False  # a bias is no product, and a norm none either
+    @property
+    def is_direct(self) -> bool:
+        return False  # a bias is no product, and a norm none either
 
     def delta(self, x: Tensor, base: Base | None = None) -> Tensor:
         weight, bias = self.formula().to(x.dtype), self.delta_bias()

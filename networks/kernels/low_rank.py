@@ -113,9 +113,11 @@ class _Convolved(torch.autograd.Function):
         with without_autocast(x):
             images, down, up = cast(dtype, x, *_matrices(factors))
             hidden = shape.apply(images, down.view(-1, shape.inner, *shape.kernel))
-            y = shape.mix(hidden, up * scale)
-            if weight is not None:
-                y += shape.apply(images, weight.to(dtype), None if bias is None else bias.to(dtype))
+            y = shape.mix(hidden, up)
+            if weight is None:
+                y *= scale
+            else:
+                y = shape.apply(images, weight.to(dtype), None if bias is None else bias.to(dtype)).add_(y, alpha=scale)
         is_small = hidden.numel() <= KEPT_SHARE * x.numel()
         ctx.save_for_backward(x, weight, hidden if is_small else None, *factors)
         ctx.scale, ctx.shape = scale, shape

@@ -101,7 +101,8 @@ class FusedHadamard(Hadamard):
         return hadamard_weight(a1, b1, a2, b2, scale, onto)
 
     def gradients(self, grad: Tensor, factors: list[Tensor], parts: tuple[Tensor, ...]) -> list[Tensor]:
-        return list(hadamard_gradients(grad, *factors))
+        a1, b1, a2, b2 = factors
+        return list(hadamard_gradients(grad, a1, b1, a2, b2))
 
 
 class Kronecker:
