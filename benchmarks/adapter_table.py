@@ -2,7 +2,8 @@
 
 Sizes are those of networks made on the meta device (U-Net, 722 layers). Times are forward and backward of one adapted layer over those
 of the frozen layer alone, which has no weight gradient either: all variants take turns in one process, medians of their ratios within a
-turn. float32, gradients to the input and the adapter. Writes `benchmarks/results/adapter_table.json` and a Markdown table to the screen.
+turn; what this thread computed, float32, gradients to the input and the adapter. Writes `benchmarks/results/adapter_table.json` and a
+Markdown table to the screen.
 """
 
 import json
@@ -72,9 +73,9 @@ def step_time(layer: nn.Module, x: Tensor, adapter: Adapter | None) -> float:
     """Seconds of one forward and backward."""
     if adapter is not None:
         adapter.attach()
-    started = time.perf_counter()
+    started = time.thread_time()
     layer(x).sum().backward()
-    seconds = time.perf_counter() - started
+    seconds = time.thread_time() - started
     if adapter is not None:
         adapter.detach()
         adapter.zero_grad()
