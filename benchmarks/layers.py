@@ -24,7 +24,21 @@ from benchmarks.contest import Contestant, Ground, contestant_on, factor_values,
 from benchmarks.measure import Trace
 from benchmarks.numerics import errors, exact_delta, seen_shares, without_base
 from benchmarks.peers import OURS, Setting, Way, available_ways, ours
-from benchmarks.results import FOLDER, FROZEN, Row, Rows, machine, progress_table, ratio, read, rounded, way_table, write
+from benchmarks.results import (
+    FOLDER,
+    FROZEN,
+    Row,
+    Rows,
+    machine,
+    pattern,
+    progress_table,
+    ratio,
+    read,
+    results_file,
+    rounded,
+    way_table,
+    write,
+)  # fmt: skip
 from benchmarks.shapes import CORE, GRIDS, PRECISIONS, Grid, Precision, Shape, computes
 from networks.kernels import cost
 
@@ -170,11 +184,11 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--grid", choices=GRIDS, default="default", help="what is measured")
     parser.add_argument("--quick", action="store_const", const="quick", dest="grid", help="the same as --grid quick")
     parser.add_argument("--dtype", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
-    parser.add_argument("--filter", type=re.compile, default="", help="a regex: only where it finds something in '<shape> <setting>'")
+    parser.add_argument("--filter", type=pattern, default="", help="a regex: only where it finds something in '<shape> <setting>'")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=FOLDER / "layers.json")
-    parser.add_argument("--before", type=Path, help="results of an earlier run, for a table of what has changed")
-    parser.add_argument("--report", type=Path, help="measure nothing: the tables of these results")
+    parser.add_argument("--before", type=results_file, help="results of an earlier run, for a table of what has changed")
+    parser.add_argument("--report", type=results_file, help="measure nothing: the tables of these results")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import goals, results
+from benchmarks.results import results_file
 from library.models.naming import naming_named
 from networks import loha, lokr, lora
 from networks.base import Adapter
@@ -275,15 +276,15 @@ def report(figures: list[Figure], before: dict[tuple[str, str], float]) -> str:
     return f"{rows}\n\n**Goals**\n\n{goals.table(goals.judged(LIFE_GOALS, figures))}"
 
 
-def main() -> None:
+def main(argv: Sequence[str]) -> None:
     """Measure, write the results, print them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one turn instead of three")
-    parser.add_argument("--before", type=Path, help="results of an earlier run")
+    parser.add_argument("--before", type=results_file, help="results of an earlier run")
     parser.add_argument("--merge", help="time merging this network only, and print two numbers of seconds")
-    parser.add_argument("--report", type=Path, help="measure nothing: the tables of these results")
+    parser.add_argument("--report", type=results_file, help="measure nothing: the tables of these results")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where to write the results")
-    given = parser.parse_args()
+    given = parser.parse_args(argv)
     torch.set_num_threads(1)
     if given.merge:
         variant = next(variant for variant in VARIANTS if variant.title == given.merge)
@@ -313,4 +314,4 @@ def measure(turns: int, earlier: list[Figure], path: Path) -> list[Figure]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -7,6 +7,7 @@ ways whose package is absent are left out by `available_ways`.
 
 import copy
 import importlib.util
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -124,7 +125,7 @@ class LoRAProducts(nn.Module):
         return self.base_forward(x) + self.lora_up(self.lora_down(x)) * self.multiplier * self.scale
 
 
-class DeltaWeight(nn.Module):
+class DeltaWeight(nn.Module, ABC):
     """y + F.linear(x, dW) * multiplier: the whole dW in every step, by autograd, and a second product as large as the layer's."""
 
     def __init__(self, layer: nn.Module, setting: Setting, factors: Mapping[str, Tensor], scale: float) -> None:
@@ -134,9 +135,9 @@ class DeltaWeight(nn.Module):
         self.shape, self.scale, self.multiplier = LayerShape.of(layer), scale, 1.0
         self.base_forward, layer.forward = layer.forward, self.forward
 
+    @abstractmethod
     def delta_weight(self) -> Tensor:
         """The scaled delta."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """The adapted output."""

@@ -1,8 +1,10 @@
 """Results of a benchmark: rows of one way in one setting each, the ratios between them, and the files and tables made of them."""
 
+import argparse
 import importlib.metadata
 import json
 import platform
+import re
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,6 +16,22 @@ import torch
 FOLDER = Path(__file__).parent / "results"
 FROZEN = "frozen"  # the way of the layer or model alone
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "lycoris-lora", "peft")
+
+
+def results_file(text: str) -> Path:
+    """A file of results that an option names. Raises `ArgumentTypeError` where there is none."""
+    path = Path(text)
+    if not path.is_file():
+        raise argparse.ArgumentTypeError(f"there is no file {text}; benchmarks/results/ has those that are kept")
+    return path
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """A regex that an option gives. Raises `ArgumentTypeError` saying what is wrong with it."""
+    try:
+        return re.compile(text)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"'{text}' is no regex: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

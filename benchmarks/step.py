@@ -22,7 +22,7 @@ from benchmarks import goals
 from benchmarks.contest import interleaved
 from benchmarks.measure import traced
 from benchmarks.peers import ALGORITHMS, LYCORIS_BYPASS, OURS, PEFT, SD_SCRIPTS, Setting, Way, available_ways, take_over, trained, twin
-from benchmarks.results import FOLDER, FROZEN, Row, Rows, machine, ratio, read, rounded, way_table, write
+from benchmarks.results import FOLDER, FROZEN, Row, Rows, machine, ratio, read, results_file, rounded, way_table, write
 from benchmarks.shapes import CORE, LOHA_32
 from benchmarks.step_models import SUBJECTS, Subject
 
@@ -190,7 +190,7 @@ def main(argv: Sequence[str]) -> None:
     parser.add_argument("--size", choices=SUBJECTS, help="of the models; full on a GPU, small on a CPU")
     parser.add_argument("--seconds", type=float, default=100, help="of timing for each model; there are at least three turns")
     parser.add_argument("--output", type=Path, default=FOLDER / "step.json")
-    parser.add_argument("--report", type=Path, help="measure nothing: the tables of these results")
+    parser.add_argument("--report", type=results_file, help="measure nothing: the tables of these results")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no GPU")

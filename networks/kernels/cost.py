@@ -1,9 +1,10 @@
-"""Which way to a delta is cheapest: a model of its time from products, passes over memory and kernels, for a device's three speeds.
+"""Which way to a delta is cheapest: a model of its time from products, passes over memory and kernels, for what a device can do.
 
 A way's time is that of its products and passes in one forward and backward, beyond what the frozen layer costs anyway:
 max(FLOPs / speed, bytes / bandwidth) for each, and a constant a kernel. Small sides make products slower: `speed` is scaled by
-side / (side + `slow_side`). The CPU's figures were fitted to `python -m benchmarks.paths`; those of CUDA devices are the published ones of
-a data-centre card, whose ratios other cards share, and have not been fitted: `autotune=True` measures instead (`autotune.py`).
+side / (side + `slow_side`). The CPU's figures come from timed products, and `python -m benchmarks.paths` checks what they choose;
+those of CUDA devices are the published ones of a data-centre card, whose ratios other cards share, and nothing has checked them yet:
+`autotune=True` measures instead (`autotune.py`).
 """
 
 import functools

@@ -3,7 +3,7 @@
 In half precision a base output of its own would be rounded first, and swallow a delta below its last bit. So the delta is written first
 and the base's product accumulates onto it, in the float32 accumulator that every matrix product has; the bias follows, for it would
 swallow the delta too. In float32 the base comes first, with its bias, and the delta accumulates onto it.
-No library convolution accumulates onto an addend, so kernels larger than 1x1 keep two roundings in half precision.
+No library convolution accumulates onto an addend, so convolutions keep two roundings in half precision.
 """
 
 # An autograd function's `backward` takes as many gradients as it has outputs:

@@ -26,8 +26,7 @@ def test_each_goal_is_decided_by_what_is_measured() -> None:
 def test_results_are_reported_without_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "life.json"
     path.write_text(json.dumps({"figures": [asdict(MERGE), asdict(IMPORT)]}), encoding="utf-8")
-    monkeypatch.setattr("sys.argv", ["life", "--report", str(path), "--before", str(path)])
-    life.main()
+    life.main(["--report", str(path), "--before", str(path)])
     said = capsys.readouterr().out
     assert said.strip() == report([MERGE, IMPORT], {("merge", "LoHa r32"): 2.0, ("import", "LoHa r32"): 0.4})
     assert "| merge | LoHa r32 | 2.000 | 2.000 | sd-scripts' way | 10.000 | 0.25 |" in said
