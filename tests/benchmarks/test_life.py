@@ -23,7 +23,7 @@ def test_each_goal_is_decided_by_what_is_measured() -> None:
     assert all(verdict.figures for verdict in goals.judged(LIFE_GOALS, read(RESULTS)))
 
 
-def test_results_are_reported_without_measuring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+def test_results_are_reported_without_measuring(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     path = tmp_path / "life.json"
     path.write_text(json.dumps({"figures": [asdict(MERGE), asdict(IMPORT)]}), encoding="utf-8")
     life.main(["--report", str(path), "--before", str(path)])
