@@ -1,6 +1,7 @@
 """The walls of the house: import direction and style bounds, by parsing every file."""
 
 import ast
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -120,3 +121,9 @@ def test_public_things_have_a_docstring(path: Path) -> None:
     things = [node for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")]
     assert ast.get_docstring(tree), "the file says what it is"
     assert [thing.name for thing in things if not ast.get_docstring(thing)] == []
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Without packages pytest imports two files of one name as one module: the second is an error, unless bytecode of it lies about."""
+    names = sorted(path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("conftest.py", "__init__.py"))
+    assert [name for name, other in itertools.pairwise(names) if name == other] == []
