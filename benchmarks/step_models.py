@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.models.anima.outline import TRANSFORMER_FACTS, TRANSFORMER_SIZE
+from library.models.anima.configuration import TRANSFORMER_FACTS, TRANSFORMER_SIZE
 from library.models.sdxl.outline import UNET_SIZE
 
 SMALL_UNET = UNET_SIZE | {

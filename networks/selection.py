@@ -59,7 +59,11 @@ def read_arguments(
         problems += error.problems
     understood = arguments or _understood(kind, rest)
     problems += blocks.problems(understood, naming)
-    if understood.patterns("target_modules").entries:
+    chooses = bool(understood.patterns("target_modules").entries)
+    if understood.adapts_convolutions and not chooses and not any(part.conv_groups for part in naming.parts):
+        given_names = [item.name for item in rest if item.name in FOR_CONVOLUTIONS]
+        problems += [f"{WHERE} {name}: {naming.title} has no convolutions to adapt; leave it out" for name in given_names]
+    if chooses:
         problems += [f"{WHERE} {name}: is without effect beside target_modules, which names the layers" for name in sorted(turned_on)]
     if signature:
         problems += boosted_by(understood, signature)[1]

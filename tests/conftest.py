@@ -2,6 +2,8 @@
 
 import json
 import logging
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,8 @@ from torch import nn
 
 WORDS = ("a", "cat", "dog", "red", "blue", "photo", "of", "the")
 TEXT_WIDTHS = (64, 128)
+
+sys.path.append(str(Path(__file__).parent / "models" / "anima"))
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +110,28 @@ def small_sdxl_file(small_sdxl_modules: SimpleNamespace, tmp_path_factory: pytes
     (folder / "vocab.json").write_text(json.dumps(ids), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in merges), ""]), encoding="utf-8")
     return path
+
+
+@pytest.fixture(scope="session")
+def small_anima_files(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The files of a tiny random Anima (`dit`, `qwen3`, `vae`) in the original layout, with both tokenizers beside."""
+    from small_anima import write_small_anima
+
+    return write_small_anima(tmp_path_factory.mktemp("small_anima"))
+
+
+@pytest.fixture(scope="session")
+def small_model_options(request: pytest.FixtureRequest) -> Callable[[str], tuple[str, ...]]:
+    """The training options that name the files of a family's tiny model. A new family adds its line."""
+
+    def options(name: str) -> tuple[str, ...]:
+        if name == "anima":
+            files = request.getfixturevalue("small_anima_files")
+            return ("--pretrained_model_name_or_path", str(files.dit), "--qwen3", str(files.qwen3), "--vae", str(files.vae))
+        assert name == "sdxl", name
+        return ("--pretrained_model_name_or_path", str(request.getfixturevalue("small_sdxl_file")))
+
+    return options
 
 
 def _text_config(width: int, activation: str) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tools.toy_pictures import Picture, all_pictures, caption, draw
+from tools.toy_captions import CaptionedLatents
 from tools.toy_sdxl import POSITIONS, Network, ToyModels, encode_text
-from tools.toy_training import Run, warm_cosine
-from tools.toy_vae import encode, pixels_of
+from tools.toy_training import Average, Run, warm_cosine
 
 NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 SIZES = (64, 64, 0, 0, 64, 64)  # original height and width, crop top and left, target height and width
@@ -41,23 +40,6 @@ class DenoiserTraining:
     save_every: int = 300
 
 
-@dataclass(kw_only=True)
-class LatentSet:
-    """The latents (pictures, drawings, 4, 8, 8) of every picture, drawn several times."""
-
-    pictures: list[Picture]
-    latents: Tensor
-
-
-def encode_pictures(vae: Network, drawings: int, path: Path) -> LatentSet:
-    """Draw and encode every picture several times, or read what an earlier run encoded."""
-    pictures = all_pictures()
-    if not path.exists():
-        drawn = [[np.asarray(draw(picture, seed=n * drawings + k)) for k in range(drawings)] for n, picture in enumerate(pictures)]
-        torch.save(torch.stack([encode(vae, pixels_of(images)) for images in drawn]), path)
-    return LatentSet(pictures=pictures, latents=torch.load(path, weights_only=True))
-
-
 def start_gently(models: ToyModels) -> None:
     """Let every residual branch of the U-Net start at zero, as SDXL's own training code does."""
     for name, module in models.unet.named_modules():
@@ -67,7 +49,7 @@ def start_gently(models: ToyModels) -> None:
 
 
 def train_denoiser(
-    models: ToyModels, data: LatentSet, training: DenoiserTraining, scratch: Path, judge: Callable[[ToyModels], str]
+    models: ToyModels, data: CaptionedLatents, training: DenoiserTraining, scratch: Path, judge: Callable[[ToyModels], str]
 ) -> dict[str, float]:
     """Train in place, resuming from the scratch folder, and leave the averaged weights in the models; returns steps, loss and seconds."""
     trained = nn.ModuleDict({"unet": models.unet, "te1": models.text_1, "te2": models.text_2}).train()
@@ -88,42 +70,19 @@ def train_denoiser(
             print(f"denoiser step {run.step}/{training.steps} loss {run.loss:.4f} {run.elapsed():.0f} s", flush=True)
         if run.step % training.save_every == 0 or run.step == training.steps:
             run.save()
-            _judge(models, trained, average, judge, run.step)
+            with average.standing_in(trained):
+                print(f"denoiser step {run.step} {judge(models)}", flush=True)
     average.put_into(trained)
     return {"steps": run.step, "loss": run.loss, "seconds": run.elapsed()}
-
-
-class Average(nn.Module):
-    """An exponential moving average of a network's parameters."""
-
-    def __init__(self, network: nn.Module, decay: float) -> None:
-        super().__init__()
-        self.decay = decay
-        self.values = nn.ParameterList([nn.Parameter(p.detach().clone(), requires_grad=False) for p in network.parameters()])
-
-    @torch.no_grad()
-    def follow(self, network: nn.Module, step: int) -> None:
-        """Move towards the network; faster in the first steps."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_([v.data for v in self.values], [p.data for p in network.parameters()], 1 - decay)
-
-    @torch.no_grad()
-    def put_into(self, network: nn.Module) -> None:
-        """Copy the averages into the network."""
-        for parameter, value in zip(network.parameters(), self.values, strict=True):
-            parameter.copy_(value)
 
 
 # ---------------------------------------------------------------- one step
 
 
-def _step(models: ToyModels, data: LatentSet, training: DenoiserTraining, optimizer: torch.optim.Optimizer, step: int) -> float:
+def _step(models: ToyModels, data: CaptionedLatents, training: DenoiserTraining, optimizer: torch.optim.Optimizer, step: int) -> float:
     rng = np.random.default_rng((training.seed, step))
     length = training.short_length if step < training.short_share * training.steps else POSITIONS
-    chosen = rng.permutation(len(data.pictures))[: training.captions]
-    drawings = np.stack([rng.permutation(training.drawings)[: training.latents_per_caption] for _ in chosen])
-    captions = [vary_caption(data.pictures[n], rng) if rng.random() >= training.caption_dropout else "" for n in chosen]
-    latents = data.latents[torch.from_numpy(chosen)[:, None], torch.from_numpy(drawings)].flatten(0, 1)
+    captions, latents = data.batch(rng, training.captions, training.latents_per_caption, training.caption_dropout)
     context, pooled = (x.repeat_interleave(training.latents_per_caption, 0) for x in encode_text(models, captions, length))
     loss = noise_loss(models, latents, context, pooled, rng)
     loss.backward()
@@ -150,45 +109,3 @@ def _sizes(rng: np.random.Generator) -> np.ndarray:
     if rng.random() < 0.85:
         return np.asarray(SIZES)
     return np.asarray((*rng.integers(48, 257, 2), *rng.integers(0, 33, 2), 64, 64))
-
-
-def _judge(models: ToyModels, trained: nn.Module, average: Average, judge: Callable[[ToyModels], str], step: int) -> None:
-    """Print the judgement of the averaged weights, then go on with the trained ones."""
-    kept = [p.detach().clone() for p in trained.parameters()]
-    average.put_into(trained)
-    print(f"denoiser step {step} {judge(models)}", flush=True)
-    with torch.no_grad():
-        for parameter, value in zip(trained.parameters(), kept, strict=True):
-            parameter.copy_(value)
-
-
-# ---------------------------------------------------------------- captions
-
-
-def vary_caption(picture: Picture, rng: np.random.Generator) -> str:
-    """The caption of a picture in one of several wordings, sometimes followed by a made-up word that means nothing."""
-    text = caption(picture) if rng.random() < 0.6 else _wordings(picture)[rng.integers(7)]
-    if rng.random() < 0.25:
-        text += (", {}", ", {} style", " {}", ", in {} style")[rng.integers(4)].format(_made_up_word(rng))
-    return text
-
-
-def _wordings(picture: Picture) -> list[str]:
-    texture, colour, shape, background = picture.texture, picture.colour, picture.shape, picture.background
-    marked = {"plain": "", "striped": " with stripes", "dotted": " with dots"}[texture]
-    named = "" if texture == "plain" else f"{texture} "
-    return [
-        f"a {texture} {colour} {shape} on a {background} background",
-        f"a {colour} {shape}{marked} on a {background} background",
-        f"{named}{colour} {shape}, {background} background",
-        f"a picture of a {named}{colour} {shape} on {background}",
-        f"{background} background, {colour} {named}{shape}",
-        f"a drawing of a {named}{colour} {shape} with a {background} background",
-        f"a {named}{colour} {shape}",
-    ]
-
-
-def _made_up_word(rng: np.random.Generator) -> str:
-    consonants, vowels = "bcdfghjklmnpqrstvwxz", "aeiouy"
-    letters = [(consonants if n % 2 else vowels)[rng.integers(20 if n % 2 else 6)] for n in range(rng.integers(0, 2), rng.integers(5, 9))]
-    return "".join(letters)

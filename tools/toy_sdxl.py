@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from tools.toy_pictures import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from tools.toy_training import Network
 
 LATENT_SCALE = 0.13025
 POSITIONS = 77
@@ -29,9 +30,6 @@ VAE_CHANNELS = (64, 32, 32, 64)
 TEXT_WIDTHS = (64, 64)
 TEXT_LAYERS = 2
 EXTRA_WORDS = tuple("a an and the of on in with picture drawing photo image background style stripes dots shape its is colour".split())
-
-
-Network = Any  # diffusers' and transformers' annotations of their own networks do not hold under a type checker
 
 
 @dataclass(kw_only=True)
@@ -74,14 +72,9 @@ def caption_words() -> list[str]:
 
 def build_vocabulary(words: list[str]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """A CLIP byte-level vocabulary and the merges that make each word one token."""
-    characters = _byte_characters()
+    characters = byte_characters()
     tokens = characters + [c + "</w>" for c in characters]
-    merges: list[tuple[str, str]] = []
-    spelled = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))]
-    while any(len(parts) > 1 for parts in spelled):
-        pair = _commonest_pair(spelled)
-        merges.append(pair)
-        spelled = [_merge_pair(parts, pair) for parts in spelled]
+    merges = merge_words([[*word[:-1], word[-1] + "</w>"] for word in sorted(set(words))])
     tokens += ["".join(pair) for pair in merges]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     assert len(set(tokens)) == len(tokens)
@@ -174,7 +167,17 @@ def _text_config(width: int, vocabulary: int, activation: str) -> CLIPTextConfig
 # ---------------------------------------------------------------- byte pairs
 
 
-def _byte_characters() -> list[str]:
+def merge_words(spelled: list[list[str]]) -> list[tuple[str, str]]:
+    """The merges, in their order, that make one token of each word; a word is given as its characters."""
+    merges: list[tuple[str, str]] = []
+    while any(len(parts) > 1 for parts in spelled):
+        pair = _commonest_pair(spelled)
+        merges.append(pair)
+        spelled = [_merge_pair(parts, pair) for parts in spelled]
+    return merges
+
+
+def byte_characters() -> list[str]:
     """The 256 characters that stand for bytes in byte-level vocabularies, in CLIP's order: printable bytes first."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = len(set(range(256)) - set(printable))

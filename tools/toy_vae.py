@@ -56,7 +56,7 @@ def train_vae(vae: Network, training: VaeTraining, scratch: Path) -> dict[str, f
     run = Run(path=scratch / "vae_run.pt", networks=nn.ModuleDict({"vae": vae}), optimizer=optimizer)
     run.resume()
     if run.step == 0:
-        pass_colours_through(vae, pixels_of(_drawn(300, 0, 32)))
+        pass_colours_through(vae, pixels_of(drawn(300, 0, 32)))
     while run.step < training.steps:
         for group in optimizer.param_groups:
             group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
@@ -90,7 +90,7 @@ def sharpen_decoder(vae: Network, training: DecoderTraining, scratch: Path) -> d
 
 def fold_scale(vae: Network, pictures: int = 512) -> None:
     """Change the first and last latent layers so that scaled latents of toy pictures have mean 0 and deviation 1 in each channel."""
-    latents = torch.cat([encode(vae, pixels_of(_drawn(100, n, 64))) for n in range(pictures // 64)]) / LATENT_SCALE
+    latents = torch.cat([encode(vae, pixels_of(drawn(100, n, 64))) for n in range(pictures // 64)]) / LATENT_SCALE
     mean, scale = latents.mean((0, 2, 3)), 1 / (latents.std((0, 2, 3)) * LATENT_SCALE)
     to_moments, from_latents = vae.quant_conv, vae.post_quant_conv
     with torch.no_grad():
@@ -110,14 +110,13 @@ def encode(vae: Network, pixels: Tensor) -> Tensor:
 @torch.no_grad()
 def decode(vae: Network, latents: Tensor) -> list[Image.Image]:
     """Pictures of scaled latents."""
-    pixels = vae.decode((latents / LATENT_SCALE).to(memory_format=torch.channels_last)).sample
-    return [Image.fromarray(array) for array in ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()]
+    return to_images(vae.decode((latents / LATENT_SCALE).to(memory_format=torch.channels_last)).sample)
 
 
 @torch.no_grad()
 def psnr(vae: Network, *, new_look: bool = False) -> float:
     """Peak signal-to-noise ratio of reconstructed toy pictures, in dB."""
-    pixels = pixels_of(_drawn(200, 0, 64, new_look=new_look))
+    pixels = pixels_of(drawn(200, 0, 64, new_look=new_look))
     restored = vae.decode(vae.encode(pixels).latent_dist.mode()).sample.clamp(-1, 1)
     return float(10 * torch.log10(4 / F.mse_loss(restored, pixels)))
 
@@ -126,12 +125,12 @@ def psnr(vae: Network, *, new_look: bool = False) -> float:
 
 
 def _step(vae: Network, optimizer: torch.optim.Optimizer, training: VaeTraining, step: int) -> float:
-    pixels = pixels_of(_mixed(np.random.default_rng((training.seed, step)), training.batch))
+    pixels = pixels_of(mixed(np.random.default_rng((training.seed, step)), training.batch))
     posterior = vae.encode(pixels).latent_dist
     noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(training.seed * 1_000_000 + step))
     restored = vae.decode(posterior.mean + posterior.std * noise).sample
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1 - posterior.logvar).mean()
-    loss = _restoration(restored, pixels, training.edge_weight) + training.kl_weight * kl
+    loss = restoration(restored, pixels, training.edge_weight) + training.kl_weight * kl
     loss.backward()
     nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
     optimizer.step()
@@ -140,11 +139,11 @@ def _step(vae: Network, optimizer: torch.optim.Optimizer, training: VaeTraining,
 
 
 def _decoder_step(vae: Network, optimizer: torch.optim.Optimizer, training: DecoderTraining, step: int) -> float:
-    pixels = pixels_of(_mixed(np.random.default_rng((training.seed, step)), training.batch))
+    pixels = pixels_of(mixed(np.random.default_rng((training.seed, step)), training.batch))
     latents = encode(vae, pixels)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(training.seed * 1_000_000 + step))
     restored = vae.decode((latents + training.latent_noise * noise) / LATENT_SCALE).sample
-    loss = _restoration(restored, pixels, training.edge_weight)
+    loss = restoration(restored, pixels, training.edge_weight)
     loss.backward()
     nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()
@@ -152,7 +151,8 @@ def _decoder_step(vae: Network, optimizer: torch.optim.Optimizer, training: Deco
     return loss.item()
 
 
-def _restoration(restored: Tensor, pixels: Tensor, edge_weight: float) -> Tensor:
+def restoration(restored: Tensor, pixels: Tensor, edge_weight: float) -> Tensor:
+    """How far pixels are from those wanted: mean distance, squared distance, and distance of their differences at edges."""
     error = restored - pixels
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     return error.abs().mean() + (error**2).mean() + edge_weight * edges
@@ -161,12 +161,19 @@ def _restoration(restored: Tensor, pixels: Tensor, edge_weight: float) -> Tensor
 # ---------------------------------------------------------------- pictures
 
 
-def _mixed(rng: np.random.Generator, count: int) -> list[np.ndarray]:
+def to_images(pixels: Tensor) -> list[Image.Image]:
+    """Pictures of pixels (batch, 3, height, width) in -1 to 1."""
+    return [Image.fromarray(array) for array in ((pixels.clamp(-1, 1) + 1) * 127.5 + 0.5).to(torch.uint8).permute(0, 2, 3, 1).numpy()]
+
+
+def mixed(rng: np.random.Generator, count: int) -> list[np.ndarray]:
+    """What a VAE is trained on: toy pictures, pictures with random frames, rectangles on gradients."""
     framed = _PICTURE_SHARE + _FRAMED_SHARE
     return [(_picture if kind < _PICTURE_SHARE else _framed if kind < framed else _rectangles)(rng) for kind in rng.random(count)]
 
 
-def _drawn(seed: int, part: int, count: int, *, new_look: bool = False) -> list[np.ndarray]:
+def drawn(seed: int, part: int, count: int, *, new_look: bool = False) -> list[np.ndarray]:
+    """Seeded random toy pictures."""
     rng = np.random.default_rng((seed, part))
     images = []
     for _ in range(count):

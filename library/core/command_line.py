@@ -30,6 +30,11 @@ class OptionSet:
     def __getitem__(self, group: type[Group]) -> Group:
         return self._groups[group]
 
+    @property
+    def groups(self) -> tuple[type, ...]:
+        """The groups there are, in the order of the help."""
+        return tuple(self._groups)
+
     def values(self) -> dict[str, Any]:
         """Every option by name, for metadata and lock files."""
         return {entry.name: getattr(self._groups[group], entry.name) for group in self._groups for entry in declared(group)}

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 
 import torch
@@ -28,10 +29,13 @@ def save_png(image: Image.Image, path: Path, parameters: Mapping[str, str]) -> N
 
 
 def picture_path(folder: Path, index: int, seed: int, *, sequential: bool) -> Path:
-    """`im_<date>_<index>_<seed>.png`, or the next free `im_<number>.png` where `sequential`."""
-    if not sequential:
-        return folder / f"im_{time.strftime('%Y%m%d%H%M%S')}_{index:03d}_{seed}.png"
-    number = 0
-    while (folder / f"im_{number:06d}.png").exists():
-        number += 1
-    return folder / f"im_{number:06d}.png"
+    """The next free `im_<number>.png` where `sequential`, else `im_<date>_<index>_<seed>.png`; never that of a file that is there."""
+    if sequential:
+        return next(path for number in count() if not (path := folder / f"im_{number:06d}.png").exists())
+    return free_path(folder, f"im_{time.strftime('%Y%m%d%H%M%S')}_{index:03d}_{seed}", ".png")
+
+
+def free_path(folder: Path, stem: str, suffix: str) -> Path:
+    """`<stem><suffix>` in the folder, or the first of `<stem>_2<suffix>`, `<stem>_3<suffix>`, ... that is not there."""
+    names = chain([stem], (f"{stem}_{number}" for number in count(2)))
+    return next(path for name in names if not (path := folder / f"{name}{suffix}").exists())

@@ -18,9 +18,6 @@ NOT_YET = dict.fromkeys(
     """.split(),
     LATER,
 ) | {
-    "v1": "SD 1.x models are not drawn here; this script draws with SDXL",
-    "v2": "SD 2.x models are not drawn here; this script draws with SDXL",
-    "clip_skip": "SDXL always reads the penultimate layer of both text encoders; leave it out",
     "xformers": "retired: torch's scaled_dot_product_attention is always on; leave it out",
     "diffusers_xformers": "retired: torch's scaled_dot_product_attention is always on; leave it out",
     "sdpa": "torch's scaled_dot_product_attention is always on; leave it out",

@@ -35,18 +35,30 @@ class PromptLine:
     prompt: str
     options: LineOptions
 
+    def strengths(self, default: tuple[float, ...]) -> tuple[float, ...]:
+        """The strengths of the networks that the line asks for, the last one repeated; `default` where it does not.
 
-def parse_line(line: str, where: str) -> PromptLine:
+        Raises `ValueError` for more strengths than there are networks.
+        """
+        own = self.options.am
+        if own and not default:
+            raise ValueError(f"--am {','.join(map(str, own))} in '{self.prompt}': there is no network whose strength it could set")
+        if len(own) > len(default):
+            raise ValueError(f"--am in '{self.prompt}' has {len(own)} strengths for {len(default)} networks")
+        return own + own[-1:] * (len(default) - len(own)) if own else default
+
+
+def parse_line(line: str, where: str, group: type[LineOptions] = LineOptions) -> PromptLine:
     """Split a prompt line at ` --name value`. Raises `OptionError` naming `where` for unknown options and bad values."""
     text, *rest = re.split(r"(?:^|\s+)--(?=[A-Za-z])", line.strip())
     given = []
     for part in rest:
         name, _, value = part.partition(" ")
         given.append(Given(name, value.strip(), f"{where}, --{name}"))
-    return PromptLine(prompt=text.strip(), options=read_group(LineOptions, given, what="line option"))
+    return PromptLine(prompt=text.strip(), options=read_group(group, given, what="line option"))
 
 
-def read_prompt_file(path: Path) -> list[PromptLine]:
+def read_prompt_file(path: Path, group: type[LineOptions] = LineOptions) -> list[PromptLine]:
     """The prompts of a text file, one a line; empty lines and lines that begin with # are left out.
 
     Raises `ValueError` for a missing or non-UTF-8 file, and `OptionError` with all bad lines at once.
@@ -62,7 +74,7 @@ def read_prompt_file(path: Path) -> list[PromptLine]:
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         try:
-            prompts.append(parse_line(line, f"{path} line {number}"))
+            prompts.append(parse_line(line, f"{path} line {number}", group))
         except OptionError as error:
             problems += error.problems
     if problems:

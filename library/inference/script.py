@@ -4,9 +4,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from library.core.atomic import writable_folder
@@ -15,7 +13,7 @@ from library.core.devices import best_device
 from library.core.log import get_logger, set_up_logging
 from library.core.options import OptionError, option
 from library.diffusion.samplers import SamplerName
-from library.inference.generate import Generator, Request
+from library.inference.generate import Generator, Request, batches, size_problems
 from library.inference.images import picture_path, save_png, to_images
 from library.inference.networks import AttachedNetworks, NetworkFileOptions, attach_networks
 from library.inference.not_yet import NOT_YET
@@ -24,33 +22,6 @@ from library.models.architecture import Architecture, architecture_named
 
 logger = get_logger(__name__)
 MAX_SEED = 2**32 - 1
-
-
-@dataclass(kw_only=True, frozen=True)
-class ModelFileOptions:
-    """Models."""
-
-    ckpt: str = option(help="model file (.safetensors) or diffusers folder")
-    vae: str | None = option(None, help="another VAE than the one in --ckpt")
-    tokenizer: str | None = option(None, help="folder with the tokenizer's vocab.json and merges.txt")
-    tokenizer_cache_dir: str | None = option(None, help="folder where tokenizers from the hub are kept")
-    max_embeddings_multiples: int = option(1, help="chunks of 75 tokens that a prompt may take: 1, 2 or 3")
-    sdxl: bool = option(False, help="the model is SDXL; it always is here, accepted for sd-scripts' commands")
-    no_half_vae: bool = option(False, help="run the VAE in fp32")
-    fp16: bool = option(False, help="run in fp16")
-    bf16: bool = option(False, help="run in bf16")
-
-    def check(self) -> Iterable[str]:
-        """What is wrong: two precisions, more chunks than a prompt may have."""
-        if self.fp16 and self.bf16:
-            yield "--fp16 and --bf16 exclude each other"
-        if self.max_embeddings_multiples not in (1, 2, 3):
-            yield f"--max_embeddings_multiples {self.max_embeddings_multiples}: must be 1, 2 or 3"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the models."""
-        return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -83,38 +54,26 @@ class PictureOptions:
             yield f"--seed {self.seed}: must lie between 0 and {MAX_SEED}"
 
 
-GROUPS = [ModelFileOptions, PictureOptions, NetworkFileOptions]
-"""The option groups of the script, in the order of its help."""
+def option_groups(arch: Architecture) -> list[type]:
+    """The option groups of a family's generation script, in the order of its help."""
+    return [arch.GenerationFiles, PictureOptions, NetworkFileOptions]
 
 
 def main(family: str, argv: list[str]) -> list[Path]:
     """Run a family's generation script; returns the files written. Raises `ValueError` for everything the user can mend."""
     arch = architecture_named(family)
-    options = parse_command_line(GROUPS, argv, prog="gen_img.py", about=f"Draw pictures with {arch.title} and adapters.", refuse=NOT_YET)
+    about, refuse = f"Draw pictures with {arch.title} and adapters.", {**NOT_YET, **arch.refused}
+    options = parse_command_line(option_groups(arch), argv, prog="gen_img.py", about=about, refuse=refuse)
     set_up_logging()
-    pictures, files, networks = options[PictureOptions], options[ModelFileOptions], options[NetworkFileOptions]
+    pictures, files, networks = options[PictureOptions], options[arch.GenerationFiles], options[NetworkFileOptions]
     requests = list(requests_of(pictures, networks.strengths(), arch))
     folder = writable_folder(pictures.outdir, "--outdir")
     device = best_device()
-    if device.type == "cpu" and files.fp16:
-        raise ValueError("--fp16: a CPU cannot run these models in fp16; use --bf16, or leave it out")
-    model_options = model_options_of(arch, files)
-    models = arch.load(model_options, device=device, dtype=files.dtype)
+    dtype, model_options = files.dtype_on(device), files.model_options()
+    models = arch.load(model_options, device=device, dtype=dtype)
     attached = attach_networks(models, networks)
-    generator = Generator(arch=arch, models=models, model_options=model_options, device=device, dtype=files.dtype)
+    generator = Generator(arch=arch, models=models, model_options=model_options, device=device, dtype=dtype)
     return list(draw_all(generator, attached, requests, folder, pictures))
-
-
-def model_options_of(arch: Architecture, files: ModelFileOptions) -> Any:
-    """The family's own model options for this script's shorter names."""
-    return arch.ModelOptions(
-        pretrained_model_name_or_path=files.ckpt,
-        vae=files.vae,
-        tokenizer=files.tokenizer,
-        tokenizer_cache_dir=files.tokenizer_cache_dir,
-        max_token_length=75 * files.max_embeddings_multiples,
-        no_half_vae=files.no_half_vae,
-    )
 
 
 def requests_of(options: PictureOptions, strengths: tuple[float, ...], arch: Architecture) -> Iterator[Request]:
@@ -124,7 +83,7 @@ def requests_of(options: PictureOptions, strengths: tuple[float, ...], arch: Arc
     requests: list[Request] = []
     for line in lines * options.n_iter:
         requests += _requests_of_line(line, options, strengths, arch, seeds)
-    problems = dict.fromkeys(problem for request in requests for problem in _size_problems(request, arch))
+    problems = dict.fromkeys(problem for request in requests for problem in size_problems(request, arch))
     if problems:
         raise OptionError(problems)
     yield from requests
@@ -135,7 +94,7 @@ def draw_all(
 ) -> Iterator[Path]:
     """Draw the requests in batches of alike ones; yields each file once it is written."""
     index = 0
-    for batch in tqdm(_batches(requests, options.batch_size), desc="pictures"):
+    for batch in tqdm(batches(requests, options.batch_size), desc="pictures"):
         attached.set_strengths(batch[0].strengths)
         for request, image in zip(batch, to_images(generator.draw(batch)), strict=True):
             path = picture_path(folder, index, request.seed, sequential=options.sequential_file_name)
@@ -168,10 +127,6 @@ def _requests_of_line(
     line: PromptLine, options: PictureOptions, strengths: tuple[float, ...], arch: Architecture, seeds: Iterator[int]
 ) -> list[Request]:
     own = line.options
-    if own.am and not strengths:
-        raise ValueError(f"--am {','.join(map(str, own.am))} in '{line.prompt}': there is no network whose strength it could set")
-    if len(own.am) > len(strengths):
-        raise ValueError(f"--am in '{line.prompt}' has {len(own.am)} strengths for {len(strengths)} networks")
     request = Request(
         prompt=line.prompt,
         negative=own.n or "",
@@ -181,7 +136,7 @@ def _requests_of_line(
         scale=options.scale if own.l is None else own.l,
         sampler=options.sampler,
         seed=0,
-        strengths=own.am + own.am[-1:] * (len(strengths) - len(own.am)) if own.am else strengths,
+        strengths=line.strengths(strengths),
     )
     count = max(options.images_per_prompt, len(own.d))
     return [replace(request, seed=own.d[index] if index < len(own.d) else next(seeds)) for index in range(count)]
@@ -194,20 +149,3 @@ def _seeds(options: PictureOptions, single: bool) -> Iterator[int]:
     source = random.Random(options.seed)
     while True:
         yield source.randint(0, MAX_SEED)
-
-
-def _size_problems(request: Request, arch: Architecture) -> Iterator[str]:
-    step = arch.resolution_step
-    for name, side in (("width", request.width), ("height", request.height)):
-        if side % step:
-            yield f"{name} {side}: {arch.title} draws multiples of {step}; try {max(step, round(side / step) * step)}"
-
-
-def _batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
-    batches: list[list[Request]] = []
-    for request in requests:
-        if batches and len(batches[-1]) < size and batches[-1][0].alike(request):
-            batches[-1].append(request)
-        else:
-            batches.append([request])
-    return batches

@@ -8,9 +8,9 @@ import importlib
 import importlib.util
 import pkgutil
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -33,25 +33,42 @@ class Models:
     vae: nn.Module | None
 
 
+class GenerationFiles(Protocol):
+    """The option group of a family's generation script: which model files to load, and in which precision."""
+
+    def dtype_on(self, device: torch.device) -> torch.dtype:
+        """The dtype of the models' weights. Raises `ValueError` for one that the device cannot run."""
+        ...
+
+    def model_options(self) -> Any:
+        """The same files as the family's `ModelOptions`."""
+        ...
+
+
 class Architecture(Naming):
     """The answers of one family. Instances hold no state."""
 
     base_model_version: ClassVar[str]  # ss_base_model_version
     modelspec_architecture: ClassVar[str]  # modelspec.architecture without the /lora
+    modelspec_implementation: ClassVar[str]  # modelspec.implementation
     latent_channels: ClassVar[int]
     pixels_per_latent: ClassVar[int]  # side of the square of pixels behind one latent position
     resolution_step: ClassVar[int]  # image sides and bucket steps are multiples of it
     default_resolution: ClassVar[int]
     text_keys: ClassVar[tuple[str, ...]]  # the keys of TextStates
+    has_blocks: ClassVar[bool] = False  # a row of blocks in the denoiser, of which those not at work may leave the device
     ModelOptions: ClassVar[type]  # the option group that says which files to load
+    NoiseOptions: ClassVar[type]  # the option group of training that says how timesteps are drawn; all of it has defaults
+    GenerationFiles: ClassVar[type[GenerationFiles]]  # the option group of generation that says which files to load
+    refused: ClassVar[Mapping[str, str]] = {}  # options of sd-scripts' scripts that mean nothing for this family -> the reason
 
     @abstractmethod
     def load(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> Models:
         """Load all models; `ValueError` names the file and its missing, extra or misshapen keys, or the family it seems to be."""
 
     @abstractmethod
-    def noise_process(self) -> NoiseProcess:
-        """How the family mixes latents and noise, and what its denoiser predicts."""
+    def noise_process(self, options: Any = None) -> NoiseProcess:
+        """How the family mixes latents and noise, and what its denoiser predicts; `options` are its `NoiseOptions`."""
 
     @abstractmethod
     def encode_images(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -66,12 +83,24 @@ class Architecture(Naming):
         """Token ids of the captions, padded and chunked as the family does."""
 
     @abstractmethod
+    def overlong(self, tokenizers: Sequence[Any], captions: Sequence[str], options: Any) -> list[int]:
+        """How many tokens of each caption are beyond what `tokenize` keeps; 0 for one that fits."""
+
+    @abstractmethod
     def encode_text(self, text_encoders: Sequence[nn.Module], tokens: Tokens) -> TextStates:
         """Text states of token ids, differentiable."""
+
+    def conditioned(self, denoiser: nn.Module, text: TextStates) -> TextStates:
+        """What the denoiser makes of the text once for all timesteps, for `predict` in place of the text; here the text itself."""
+        return text
 
     @abstractmethod
     def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, text: TextStates, sizes: Sizes) -> Tensor:
         """The denoiser's output (same shape as `noisy`) for timesteps (batch,)."""
+
+    def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
+        """The denoiser's row of blocks in the order of its forward pass, where `has_blocks`."""
+        raise NotImplementedError(f"{self.title} has no row of blocks")
 
     @abstractmethod
     def identity(self, options: Any) -> str:

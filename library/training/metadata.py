@@ -13,7 +13,8 @@ from typing import Any
 from torch.optim import Optimizer
 
 from library.core.command_line import OptionSet
-from library.core.options import option, pairs
+from library.core.options import declared, option, pairs
+from library.diffusion.process import NoiseProcess
 from library.models.architecture import Architecture
 from library.training.adapters import NetworkOptions
 from networks.factory import DEFAULT_ALPHA, DEFAULT_DIM
@@ -60,6 +61,7 @@ class Facts:
     """What is known of a run only once it is set up."""
 
     arch: Architecture
+    process: NoiseProcess
     options: OptionSet
     seed: int
     network: NetworkOptions
@@ -81,6 +83,7 @@ def run_metadata(facts: Facts) -> dict[str, str]:
     entries = {
         **ABSENT_ENTRIES,
         **{f"ss_{name}": values[name] for name in OPTION_ENTRIES},
+        **{f"ss_{entry.name}": values[entry.name] for entry in declared(facts.arch.NoiseOptions)},
         "ss_session_id": random.Random(time.time_ns()).randint(0, 2**32),
         "ss_training_started_at": time.time(),
         "ss_seed": facts.seed,
@@ -127,9 +130,9 @@ def _modelspec(facts: Facts, options: MetadataOptions, output_name: str | None) 
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{facts.arch.modelspec_architecture}/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.implementation": facts.arch.modelspec_implementation,
         "modelspec.title": options.metadata_title or output_name or "last",
         "modelspec.resolution": f"{width}x{height}",
-        "modelspec.prediction_type": facts.arch.noise_process().prediction_type,
+        "modelspec.prediction_type": facts.process.prediction_type,
         **{f"modelspec.{key}": value for key, value in given.items() if value is not None},
     }

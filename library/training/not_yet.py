@@ -10,7 +10,7 @@ NOT_YET = dict.fromkeys(
         save_last_n_epochs_state save_last_n_steps_state save_state save_state_on_train_end resume torch_compile dynamo_backend
         full_fp16 full_bf16 ddp_timeout ddp_gradient_as_bucket_view ddp_static_graph wandb_run_name log_tracker_config wandb_api_key
         log_config console_log_simple noise_offset noise_offset_random_strength multires_noise_iterations ip_noise_gamma
-        ip_noise_gamma_random_strength multires_noise_discount adaptive_noise_scale min_timestep max_timestep huber_schedule huber_c
+        ip_noise_gamma_random_strength multires_noise_discount adaptive_noise_scale huber_schedule huber_c
         huber_scale lowram sample_every_n_steps sample_at_first sample_every_n_epochs sample_prompts sample_sampler output_config
         conditioning_data_dir masked_loss deepspeed zero_stage offload_optimizer_device offload_optimizer_nvme_path offload_param_device
         offload_param_nvme_path zero3_init_flag zero3_save_16bit_model fp16_master_weights_and_gradients lr_scheduler_type
@@ -24,8 +24,6 @@ NOT_YET = dict.fromkeys(
     """.split(),
     LATER,
 ) | {
-    "v2": "SD 2.x models are not trained here; this script trains SDXL",
-    "clip_skip": "SDXL always reads the penultimate layer of both text encoders; leave it out",
     "use_8bit_adam": "retired: use --optimizer_type AdamW8bit",
     "use_lion_optimizer": "retired: use --optimizer_type Lion",
     "mem_eff_attn": "retired: torch's scaled_dot_product_attention is always on; leave it out",

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from library.core.devices import dtype_named, fp8_refusal
 from library.core.options import option
@@ -18,6 +17,9 @@ class PrecisionOptions:
     mixed_precision: Literal["no", "fp16", "bf16"] = option("no", help="dtype of the frozen models and of autocast; adapters stay fp32")
     fp8_base: bool = option(False, help="keep the denoiser's matrix weights as float8_e4m3fn; needs mixed precision")
     gradient_checkpointing: bool = option(False, help="recompute activations in the backward pass: less memory, more time")
+    blocks_to_swap: int = option(
+        0, help="blocks of the denoiser that wait in main memory and visit the GPU one by one: less memory, more time"
+    )
     highvram: bool = option(False, help="keep the VAE and text encoders on the device when they are no longer needed")
     sdpa: bool = option(False, help="attention through torch's scaled_dot_product_attention; always on, accepted for sd-scripts' commands")
 
@@ -25,6 +27,8 @@ class PrecisionOptions:
         """What is wrong: fp8 weights without an autocast dtype to compute in."""
         if self.fp8_base and self.mixed_precision == "no":
             yield "--fp8_base: fp8 weights are only stored; computing needs --mixed_precision bf16 or fp16"
+        if self.blocks_to_swap < 0:
+            yield f"--blocks_to_swap {self.blocks_to_swap}: must not be negative"
 
     @property
     def weight_dtype(self) -> torch.dtype:
@@ -36,19 +40,10 @@ def refuse_what_the_device_cannot(options: PrecisionOptions, device: torch.devic
     """Raise `ValueError` for precision options that this device cannot fulfil."""
     if options.fp8_base and (reason := fp8_refusal(device)):
         raise ValueError(f"--fp8_base: {reason}; leave it out or use a device that can")
+    if options.blocks_to_swap and device.type == "cpu":
+        raise ValueError("--blocks_to_swap: there is no GPU whose memory it could save; leave it out")
     if options.mixed_precision == "fp16" and device.type == "cpu":
         raise ValueError("--mixed_precision fp16: training in fp16 needs a GPU (no loss scaling on a CPU); use bf16 or no")
-
-
-def store_as_fp8(model: nn.Module) -> int:
-    """Keep the weights of Linear and Conv layers as float8_e4m3fn, norms, embeddings and biases as they are; returns how many layers.
-
-    Autocast casts the weights up for each use, so results carry fp8's rounding (3 mantissa bits) of the weights and nothing else.
-    """
-    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)]
-    for layer in layers:
-        layer.weight.data = layer.weight.data.to(torch.float8_e4m3fn)
-    return len(layers)
 
 
 def checkpoint_gradients(denoiser: Any, trained_text_encoders: Iterable[Any]) -> None:

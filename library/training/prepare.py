@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -64,6 +65,19 @@ def load_data(arch: Architecture, options: OptionSet, seed: int) -> TrainingData
     return build_training_data(data, seed=seed, resolution_step=arch.resolution_step, default_resolution=arch.default_resolution)
 
 
+def tell_cut_captions(arch: Architecture, models: Models, data: TrainingData, model_options: Any) -> None:
+    """Warn, once and with their number, of captions that are longer than the text encoders read."""
+    captions = [max(image.caption.split("\n"), key=len) for image in data.images]
+    over = arch.overlong(models.tokenizers, captions, model_options) if captions else []
+    cut = sum(length > 0 for length in over)
+    if cut:
+        longest = max(range(len(over)), key=over.__getitem__)
+        logger.warning(
+            "%d of %d captions are longer than the text encoder reads and will be cut, the longest by %d tokens (%s)",
+            cut, len(captions), over[longest], data.images[longest].path,
+        )  # fmt: skip
+
+
 def fill_caches(arch: Architecture, models: Models, data: TrainingData, options: OptionSet, accelerator: Accelerator) -> None:
     """Encode what shall be cached, then move models that are no longer needed off the device."""
     choice = options[DataOptions]
@@ -115,4 +129,4 @@ def _encode_pixels(arch: Architecture, vae: nn.Module, pixels: Tensor, device: t
 def _encode_captions(arch: Architecture, models: Models, options: OptionSet, device: torch.device, captions: list[str]) -> TextStates:
     tokens = arch.tokenize(models.tokenizers, captions, options[arch.ModelOptions])
     states = arch.encode_text(models.text_encoders, {name: ids.to(device) for name, ids in tokens.items()})
-    return {name: state.float().cpu() for name, state in states.items()}
+    return {name: (state.float() if state.is_floating_point() else state).cpu() for name, state in states.items()}

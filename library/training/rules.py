@@ -1,19 +1,11 @@
-"""Options that have no effect with the rest of a command: each is said, none is silently ignored."""
+"""The options of a training run that have no effect with the rest of its command."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
+from library.core import rules
 from library.core.command_line import OptionSet
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """`option`, where the user gave it, has no effect if `when` holds for the values of all options."""
-
-    option: str
-    when: Callable[[dict[str, Any]], Any]
-    because: str
+from library.core.rules import Rule
 
 
 def _no_latent_cache(values: dict[str, Any]) -> bool:
@@ -40,8 +32,6 @@ RULES = (
 
 
 def without_effect(options: OptionSet) -> Iterator[str]:
-    """One sentence for every option that was given in vain."""
-    values = options.values()
-    for rule in RULES:
-        if rule.option in options.given and rule.when(values):
-            yield f"--{rule.option} has no effect: {rule.because}"
+    """One sentence for every option that was given in vain, by the rules above and those that option groups bring."""
+    own = (rule for group in options.groups for rule in getattr(group, "RULES", ()))
+    return rules.without_effect(options, (*RULES, *own))

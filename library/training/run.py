@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from library.core.command_line import OptionSet, parse_command_line
+from library.core.fp8 import store_as_fp8
 from library.core.log import get_logger, set_up_logging
 from library.core.options import option
 from library.data.batch import Batch
@@ -20,12 +21,13 @@ from library.data.options import DataOptions
 from library.diffusion.loss import LossOptions
 from library.models.architecture import Architecture, architecture_named
 from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, check_network_arguments, merge_base_weights
+from library.training.block_swap import BlockSwap
 from library.training.metadata import Facts, MetadataOptions, file_metadata, run_metadata
 from library.training.model import TrainingModel
 from library.training.not_yet import NOT_YET
 from library.training.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
-from library.training.precision import PrecisionOptions, checkpoint_gradients, store_as_fp8
-from library.training.prepare import epochs_of, fill_caches, load_data, make_accelerator, resolved_seed
+from library.training.precision import PrecisionOptions, checkpoint_gradients
+from library.training.prepare import epochs_of, fill_caches, load_data, make_accelerator, resolved_seed, tell_cut_captions
 from library.training.progress import LogOptions, Progress
 from library.training.rules import without_effect
 from library.training.save import SaveOptions, Saver
@@ -105,7 +107,7 @@ class RunResult:
 def option_groups(arch: Architecture) -> list[type]:
     """The option groups of a family's training script, in the order of its help."""
     return [
-        arch.ModelOptions, DataOptions, NetworkOptions, RunOptions, OptimizerOptions, ScheduleOptions, LossOptions,
+        arch.ModelOptions, DataOptions, NetworkOptions, RunOptions, OptimizerOptions, ScheduleOptions, arch.NoiseOptions, LossOptions,
         PrecisionOptions, SaveOptions, LogOptions, MetadataOptions,
     ]  # fmt: skip
 
@@ -114,7 +116,8 @@ def main(family: str, argv: list[str]) -> None:
     """Run a family's training script with command-line arguments. Raises `ValueError` for everything the user can mend."""
     arch = architecture_named(family)
     about = f"Train a LoRA, LoHa or LoKr for {arch.title}."
-    train(arch, parse_command_line(option_groups(arch), argv, prog=f"{family}_train_network.py", about=about, refuse=NOT_YET))
+    script, refused = f"{family}_train_network.py", {**NOT_YET, **arch.refused}
+    train(arch, parse_command_line(option_groups(arch), argv, prog=script, about=about, refuse=refused))
 
 
 def train(arch: Architecture, options: OptionSet) -> RunResult:
@@ -124,6 +127,8 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     for sentence in without_effect(options):
         logger.warning("%s", sentence)
     check_network_arguments(arch, options[NetworkOptions])
+    if options[PrecisionOptions].blocks_to_swap and not arch.has_blocks:
+        raise ValueError(f"--blocks_to_swap: the denoiser of {arch.title} has no row of blocks that could be swapped; leave it out")
     saver = Saver(options[SaveOptions])
     seed = resolved_seed(options[RunOptions].seed)
     data = load_data(arch, options, seed)
@@ -145,6 +150,7 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     model_options = options[arch.ModelOptions]
     length = Length.of(options[RunOptions], data.batches_per_epoch(accelerator.num_processes))
     models = arch.load(model_options, device=accelerator.device, dtype=precision.weight_dtype)
+    tell_cut_captions(arch, models, data, model_options)
     merge_base_weights(models, options[NetworkOptions])
     fill_caches(arch, models, data, options, accelerator)
     if precision.fp8_base:  # before the network is made: DoRA measures the weights it will train on
@@ -157,8 +163,10 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     optimizer = build_optimizer(trained.groups, options[OptimizerOptions])
     schedule = build_schedule(optimizer, options[ScheduleOptions], length.steps)
     prepared, optimizer = accelerator.prepare(model, optimizer)
+    if precision.blocks_to_swap:
+        BlockSwap(arch.blocks(models.denoiser), precision.blocks_to_swap, accelerator.device)
     context = StepContext(
-        arch=arch, process=arch.noise_process(), model=prepared, vae=models.vae, tokenizers=models.tokenizers,
+        arch=arch, process=arch.noise_process(options[arch.NoiseOptions]), model=prepared, vae=models.vae, tokenizers=models.tokenizers,
         model_options=model_options, loss=options[LossOptions], seed=seed, device=accelerator.device,
     )  # fmt: skip
     run = Run(
@@ -237,6 +245,7 @@ def describe(run: Run, seed: int) -> dict[str, str]:
     return run_metadata(
         Facts(
             arch=run.arch,
+            process=run.context.process,
             options=run.options,
             seed=seed,
             network=run.options[NetworkOptions],

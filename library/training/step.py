@@ -36,10 +36,11 @@ def batch_loss(context: StepContext, batch: Batch) -> Tensor:
     latents = _latents(context, batch)
     generator = keyed_generator(context.seed, "noise", *key)
     noise = torch.randn(latents.shape, generator=generator).to(context.device)
-    timesteps = context.process.timesteps(len(latents), generator).to(context.device)
+    timesteps = context.process.timesteps(latents.shape, generator).to(context.device)
     noisy = context.process.corrupt(latents, noise, timesteps)
     guess = context.model(noisy, timesteps, _text(context, batch), batch.sizes.to(context.device))
-    return weigh(guess, context.process.target(latents, noise, timesteps), batch.loss_weights.to(context.device), context.loss)
+    weights = batch.loss_weights.to(context.device) * context.process.loss_weights(timesteps)
+    return weigh(guess, context.process.target(latents, noise, timesteps), weights, context.loss)
 
 
 def _latents(context: StepContext, batch: Batch) -> Tensor:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from library.diffusion.loss import LossOptions, weigh
-from library.diffusion.process import DDPMProcess
+from library.diffusion.process import DDPMProcess, TimestepRange
 from library.diffusion.samplers import SAMPLERS, Noise, build_sampler
 
 
@@ -19,8 +19,28 @@ def test_corrupt_follows_the_closed_form() -> None:
 
 def test_timesteps_come_from_the_generator_alone() -> None:
     process = DDPMProcess()
-    drawn = [process.timesteps(64, torch.Generator().manual_seed(3)) for _ in range(2)]
+    drawn = [process.timesteps((64, 4, 8, 8), torch.Generator().manual_seed(3)) for _ in range(2)]
     assert torch.equal(*drawn) and drawn[0].min() >= 0 and drawn[0].max() < 1000
+
+
+def test_timesteps_stay_in_the_range_that_is_asked_for() -> None:
+    drawn = DDPMProcess(TimestepRange(min_timestep=200, max_timestep=210)).timesteps((500, 4, 8, 8), torch.Generator().manual_seed(3))
+    assert set(drawn.tolist()) == set(range(200, 210))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "named"), [(500, 500, "--max_timestep"), (-1, None, "--min_timestep"), (None, 1001, "--max_timestep")]
+)
+def test_a_range_without_a_timestep_is_refused(low: int | None, high: int | None, named: str) -> None:
+    (problem,) = TimestepRange(min_timestep=low, max_timestep=high).check()
+    assert problem.startswith(named)
+
+
+def test_noise_prediction_weighs_all_timesteps_alike_and_knows_no_shift() -> None:
+    process = DDPMProcess()
+    assert torch.equal(process.loss_weights(torch.tensor([0, 999])), torch.ones(2))
+    with pytest.raises(ValueError, match="flow shift 3"):
+        process.sampler("ddim", 5, 3.0)
 
 
 def test_loss_is_the_weighted_mean_of_the_samples() -> None:

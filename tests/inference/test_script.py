@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from library.core.devices import best_device
 from library.core.tensor_file import save_tensors
+from library.inference.images import picture_path
 from library.inference.script import main
 from library.models.architecture import architecture_named
 from networks.loha import create_network
@@ -53,6 +54,12 @@ def test_a_picture_holds_the_parameters_that_made_it(small_sdxl_file: Path, adap
             "width": "64", "height": "64", "networks": "loha.safetensors:0.5",
         }  # fmt: skip
     assert path.name.startswith("im_") and path.name.endswith("_7.png")
+
+
+def test_a_picture_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    for _ in range(3):
+        picture_path(tmp_path, 0, 7, sequential=False).touch()
+    assert len(list(tmp_path.glob("im_*_000_7*.png"))) == 3
 
 
 def test_a_picture_does_not_depend_on_its_batch(small_sdxl_file: Path, tmp_path: Path) -> None:

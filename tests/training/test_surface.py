@@ -8,15 +8,19 @@ import pytest
 from library.core.command_line import parse_command_line
 from library.core.options import OptionError, declared
 from library.inference import not_yet as generation_not_yet
-from library.inference.script import ModelFileOptions, NetworkFileOptions, PictureOptions
+from library.inference import script as generation
+from library.inference.minimal import script as minimal
 from library.models.architecture import architecture_named
 from library.training import not_yet as training_not_yet
 from library.training.run import option_groups
 
 UPSTREAM = json.loads((Path(__file__).parent / "sd_scripts_options.json").read_text())
+SDXL, ANIMA = architecture_named("sdxl"), architecture_named("anima")
 GROUPS = {
-    "sdxl_train_network.py": (option_groups(architecture_named("sdxl")), training_not_yet.NOT_YET),
-    "gen_img.py": ([ModelFileOptions, PictureOptions, NetworkFileOptions], generation_not_yet.NOT_YET),
+    "sdxl_train_network.py": (option_groups(SDXL), {**training_not_yet.NOT_YET, **SDXL.refused}),
+    "anima_train_network.py": (option_groups(ANIMA), {**training_not_yet.NOT_YET, **ANIMA.refused}),
+    "gen_img.py": (generation.option_groups(SDXL), {**generation_not_yet.NOT_YET, **SDXL.refused}),
+    "anima_minimal_inference.py": (minimal.option_groups(ANIMA), minimal.refused(ANIMA)),
 }
 OTHER_DEFAULT = {
     "optimizer_type": "AdamW is what sd-scripts takes for an empty name",
@@ -24,6 +28,7 @@ OTHER_DEFAULT = {
     "console_log_level": "INFO is what none means",
     "max_embeddings_multiples": "1 is what none means",
     "vae_batch_size": "whole numbers only",
+    "lora_multiplier": "1.0 for every file that has none",
 }
 """Options whose default is written another way than in sd-scripts -> why that is the same."""
 

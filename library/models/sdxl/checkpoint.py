@@ -12,16 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from library.core.log import get_logger, warn_once
 from library.core.tensor_file import listing
-from library.models.sdxl.components import COMPONENTS, TEXT_1, TEXT_2, UNET, VAE, Component, Plan, build_vae, plan
+from library.models.filling import Component, Plan, plan, same_names
+from library.models.sdxl.components import COMPONENTS, TEXT_1, TEXT_2, UNET, VAE, build_vae
 from library.models.sdxl.configuration import DIFFUSERS_VAE, LATENT_SCALE, SIZE_NUMBERS, SIZE_WIDTH, vae_config
 from library.models.sdxl.folder import SUBFOLDERS, folder_weights
-from library.models.sdxl.keymap import Source, originals
+from library.models.sdxl.keymap import originals
 from library.models.sdxl.lookalikes import seems_to_be
-from library.models.sdxl.weights import Weights
-
-logger = get_logger(__name__)
+from library.models.weights import Weights, leave_out
 
 LOGIT_SCALE = 4.6052  # ln 100, CLIP's temperature: unused here, but a key that other readers expect
 CONSTANTS = re.compile(  # extra tensors that carry nothing: positions, temperatures, noise schedules
@@ -29,6 +27,7 @@ CONSTANTS = re.compile(  # extra tensors that carry nothing: positions, temperat
     r"|denoiser\.(log_)?sigmas|betas|(\w+_)?alphas_cumprod(_prev)?|posterior_\w+|logvar|lvlb_weights|scale_factor"
 )
 UNUSED = ("model_ema.", "first_stage_model.model_ema.", "first_stage_model.loss.")  # weights that the model in use has no place for
+MEANINGFUL = leave_out(CONSTANTS, UNUSED)
 VELOCITY_MARKS = ("v_pred", "ztsnr")  # empty tensors by which a file says that it predicts velocity
 
 
@@ -74,7 +73,7 @@ def load_vae(path: Path | str, *, dtype: torch.dtype, device: torch.device) -> n
     if path.is_dir():
         component, weights = folder_weights(VAE, path / "vae" if (path / "vae").is_dir() else path)
     else:
-        weights = Weights([path], _meaningful)
+        weights = Weights([path], MEANINGFUL)
         component = _vae_layout(path, weights)
     try:
         planned = plan(component, weights.under(component.prefix))
@@ -102,7 +101,7 @@ def single_file_state_dict(
 
 
 def _single_file_sources(path: Path, wanted: list[Component]) -> dict[Component, tuple[Component, Weights]]:
-    weights = Weights([path], _meaningful)
+    weights = Weights([path], MEANINGFUL)
     other = seems_to_be(weights.shapes)
     if other is not None:
         raise ValueError(f"{path}: not an SDXL checkpoint: {other}")
@@ -116,14 +115,6 @@ def _single_file_sources(path: Path, wanted: list[Component]) -> dict[Component,
     if VAE in wanted and not weights.under(VAE.prefix):
         raise ValueError(f"{path}: has no VAE (no tensor under '{VAE.prefix}'); give one with --vae")
     return {component: (component, weights) for component in wanted}
-
-
-def _meaningful(key: str) -> str | None:
-    """The key, or None where it is known to carry nothing for us; what a user should know of such tensors is said once."""
-    unused = next((prefix for prefix in UNUSED if key.startswith(prefix)), None)
-    if unused is not None:
-        warn_once(logger, f"the tensors under '{unused}' of the checkpoint are ignored")
-    return None if unused or CONSTANTS.fullmatch(key) else key
 
 
 def _folder_sources(path: Path, wanted: list[Component]) -> dict[Component, tuple[Component, Weights]]:
@@ -151,11 +142,7 @@ def _vae_layout(path: Path, weights: Weights) -> Component:
         raise ValueError(f"{path}: not a VAE of SDXL: it has no tensor 'encoder.conv_in.weight'" + (f"; {other}" if other else ""))
     if prefix + DIFFUSERS_VAE.block.format(0, 0) not in weights.shapes:
         return replace(VAE, prefix=prefix)
-    return Component(VAE.title, prefix, lambda shapes: build_vae(vae_config(shapes, DIFFUSERS_VAE)), _same_names)
-
-
-def _same_names(module: nn.Module) -> dict[str, Source]:
-    return {key: Source(key) for key in module.state_dict()}
+    return Component(VAE.title, prefix, lambda shapes: build_vae(vae_config(shapes, DIFFUSERS_VAE)), same_names)
 
 
 def _check_together(loaded: Loaded, path: Path) -> None:

@@ -4,13 +4,12 @@ Widths, layers, transformer depths, vocabulary and projections stand in the shap
 load by the same rules. What no shape tells is fixed here as SDXL has it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any
 
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shapes by original key, the prefix of the component removed."""
+from library.models.weights import Shapes
 
 NORM_GROUPS = 32
 HEAD_WIDTH = 64  # of the U-Net and of both text encoders

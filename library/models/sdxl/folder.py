@@ -1,59 +1,32 @@
 """SDXL in diffusers layout: folders with a `config.json` and safetensors, one folder a model."""
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from torch import nn
 
-from library.models.sdxl.components import TEXT_1, TEXT_2, UNET, VAE, Component, empty
-from library.models.sdxl.keymap import Source, text_level
-from library.models.sdxl.weights import Weights
+from library.models.filling import Component, Source, empty, same_names
+from library.models.folders import read_config, weight_files
+from library.models.sdxl.components import TEXT_1, TEXT_2, UNET, VAE
+from library.models.sdxl.keymap import text_level
+from library.models.weights import Weights
 
 SUBFOLDERS = {UNET: "unet", VAE: "vae", TEXT_1: "text_encoder", TEXT_2: "text_encoder_2"}
-STEMS = ("diffusion_pytorch_model", "model")
-VARIANTS = ("", ".fp16", ".bf16", ".fp32")
+LAYOUT = "an SDXL folder in diffusers layout has unet, vae, text_encoder and text_encoder_2"
 
 
 def folder_weights(component: Component, folder: Path) -> tuple[Component, Weights]:
     """The component and the weights of one model's folder. Raises `ValueError` that names what the folder lacks."""
-    config = _read_config(component, folder)
-    is_text = component in (TEXT_1, TEXT_2)
-    weights = Weights(_weight_files(folder), _without_level if is_text else lambda key: key)
-    return Component(component.title, "", lambda _: _BUILDERS[component](config), _text_names if is_text else _same_names), weights
-
-
-def _read_config(component: Component, folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file; an SDXL folder in diffusers layout has unet, vae, text_encoder and text_encoder_2")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
     wanted = _CLASSES[component]
-    name = config.get("_class_name") or next(iter(config.get("architectures") or []), wanted)
-    if name not in (wanted, "CLIPModel"):
-        raise ValueError(f"{path}: is a {name}; the {component.title} of SDXL is a {wanted}")
-    return config
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    for stem in (stem + variant for variant in VARIANTS for stem in STEMS):
-        files = [folder / f"{stem}.safetensors"]
-        files = files if files[0].is_file() else sorted(folder.glob(f"{stem}-*-of-*.safetensors"))
-        if files:
-            return files
-    raise ValueError(f"{folder}: has no safetensors file of weights ({', '.join(f'{stem}.safetensors' for stem in STEMS)})")
+    config = read_config(folder, (wanted, "CLIPModel"), f"the {component.title} of SDXL", LAYOUT)
+    is_text = component in (TEXT_1, TEXT_2)
+    weights = Weights(weight_files(folder), _without_level if is_text else lambda key: key)
+    return Component(component.title, "", lambda _: _BUILDERS[component](config), _text_names if is_text else same_names), weights
 
 
 def _without_level(key: str) -> str | None:
     return None if key.endswith("position_ids") else key.removeprefix("text_model.")
-
-
-def _same_names(module: nn.Module) -> dict[str, Source]:
-    return {key: Source(key) for key in module.state_dict()}
 
 
 def _text_names(encoder: nn.Module) -> dict[str, Source]:

@@ -4,11 +4,13 @@ The U-Net and VAE of the original number their blocks in one row (`input_blocks.
 (`down_blocks.1.attentions.0`). The rows are walked over the module in hand, so that every depth and width maps by the same rules.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+
+from library.models.filling import SAME, Form, Source
 
 RESNET = {
     "norm1": "in_layers.0",
@@ -35,26 +37,9 @@ OPENCLIP_TOP = {
 }
 
 
-@dataclass(frozen=True)
-class Form:
-    """How an original tensor relates to the library's: the shape it must have, and the way to the library's tensor."""
-
-    shape: Callable[[tuple[int, ...]], tuple[int, ...]]  # of the original, given the library's
-    read: Callable[[Tensor], Tensor]
-
-
-SAME = Form(lambda shape: shape, lambda tensor: tensor)
 FLAT = Form(lambda shape: (*shape, 1, 1), lambda tensor: tensor.reshape(tensor.shape[:2]))  # a 1x1 convolution there, a Linear here
 TRANSPOSED = Form(lambda shape: shape[::-1], lambda tensor: tensor.t().contiguous())
 THIRDS = tuple(Form(lambda shape: (3 * shape[0], *shape[1:]), lambda tensor, n=n: tensor.chunk(3)[n].clone()) for n in range(3))
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where a library tensor stands in the original: its key without the component's prefix, and its form there."""
-
-    key: str
-    form: Form = SAME
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,14 @@ from typing import Any
 
 from torch import nn
 
+from library.models.filling import Component, plan
 from library.models.sdxl import components
 from library.models.sdxl.checkpoint import CONSTANTS, UNUSED
-from library.models.sdxl.components import TEXT_1, TEXT_2, UNET, Component, plan
+from library.models.sdxl.components import TEXT_1, TEXT_2, UNET
 from library.models.sdxl.configuration import HEAD_WIDTH, SIZE_NUMBERS, SIZE_WIDTH
 from library.models.sdxl.folder import SUBFOLDERS, folder_weights
 from library.models.sdxl.lookalikes import seems_to_be
-from library.models.sdxl.weights import Weights
+from library.models.weights import Weights, leave_out
 
 TEXT_WIDTHS = (768, 1280)
 SIZE_MARK = "model.diffusion_model.label_emb.0.0.weight"  # size conditioning, which SD 1 and 2 have not
@@ -54,7 +55,7 @@ def _in_folder(folder: Path) -> dict[Component, tuple[Component, Weights]]:
 
 
 def _in_file(file: Path) -> dict[Component, tuple[Component, Weights]]:
-    weights = Weights([file], _meaningful)
+    weights = Weights([file], leave_out(CONSTANTS, UNUSED, says=False))
     found = [component for component in (UNET, TEXT_1, TEXT_2) if weights.under(component.prefix)]
     is_ours = UNET not in found or SIZE_MARK in weights.shapes
     if not found or not is_ours:
@@ -81,7 +82,3 @@ def _text_size(width: int, layers: int, activation: str) -> dict[str, Any]:
         "projection_dim": width,
         "hidden_act": activation,
     }
-
-
-def _meaningful(key: str) -> str | None:
-    return None if key.startswith(UNUSED) or CONSTANTS.fullmatch(key) else key

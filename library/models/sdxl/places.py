@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from library.models.filling import Component, Form
 from library.models.naming import Part, Place
-from library.models.sdxl.components import TEXT_1, TEXT_2, UNET, Component
+from library.models.sdxl.components import TEXT_1, TEXT_2, UNET
 from library.models.sdxl.folder import SUBFOLDERS
-from library.models.sdxl.keymap import FLAT, THIRDS, TRANSPOSED, Form, text_level
+from library.models.sdxl.keymap import FLAT, THIRDS, TRANSPOSED, text_level
 from library.models.sdxl.original_tree import is_original_tree
 
 COMPONENTS = {"lora_unet": UNET, "lora_te1": TEXT_1, "lora_te2": TEXT_2}  # by the prefix of the part

@@ -1,45 +1,24 @@
 """Stable Diffusion XL: its facts, its files, and what its models do in a training step."""
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 
-from library.core.file_hash import file_sha256, sampled_file_hash, short_file_hash
-from library.core.options import option
+from library.core.file_hash import sampled_file_hash
 from library.data.batch import Sizes, TextStates
-from library.diffusion.process import DDPMProcess, NoiseProcess
+from library.diffusion.process import DDPMProcess, NoiseProcess, TimestepRange
 from library.models.architecture import Architecture, Models, Tokens
+from library.models.digests import hash_entries, weight_files
 from library.models.sdxl import text
 from library.models.sdxl.checkpoint import load_checkpoint
 from library.models.sdxl.configuration import LATENT_SCALE
 from library.models.sdxl.names import SDXLNaming
+from library.models.sdxl.options import NOT_SDXL, GenerationFiles, ModelOptions
 from library.models.sdxl.vocabulary import find_vocabularies
-
-
-@dataclass(kw_only=True, frozen=True)
-class ModelOptions:
-    """The files of an SDXL model."""
-
-    pretrained_model_name_or_path: str = option(help="SDXL checkpoint: a .safetensors file, or a folder in diffusers layout")
-    vae: str | None = option(None, help="VAE to use instead of the checkpoint's: a .safetensors file or a folder in diffusers layout")
-    no_half_vae: bool = option(False, help="keep the VAE in 32-bit floats; the original SDXL VAE overflows in fp16")
-    tokenizer: str | None = option(None, help="folder with vocab.json and merges.txt; by default found beside the checkpoint or installed")
-    tokenizer_cache_dir: str | None = option(None, help="folder where the tokenizer is looked for, and kept once downloaded")
-    max_token_length: Literal[75, 150, 225] | None = option(None, help="longest caption in tokens (75 if not given); longer ones are cut")
-
-    @property
-    def checkpoint(self) -> Path:
-        return Path(self.pretrained_model_name_or_path)
-
-    @property
-    def tokens(self) -> int:
-        """The length of captions that holds, in tokens."""
-        return self.max_token_length or text.CHUNK
 
 
 class SDXL(SDXLNaming, Architecture):
@@ -47,12 +26,16 @@ class SDXL(SDXLNaming, Architecture):
 
     base_model_version: ClassVar[str] = "sdxl_base_v1-0"
     modelspec_architecture: ClassVar[str] = "stable-diffusion-xl-v1-base"
+    modelspec_implementation: ClassVar[str] = "https://github.com/Stability-AI/generative-models"
     latent_channels: ClassVar[int] = 4
     pixels_per_latent: ClassVar[int] = 8
     resolution_step: ClassVar[int] = 32
     default_resolution: ClassVar[int] = 1024
     text_keys: ClassVar[tuple[str, ...]] = ("hidden_states", "pooled")
     ModelOptions: ClassVar[type] = ModelOptions
+    NoiseOptions: ClassVar[type] = TimestepRange
+    GenerationFiles: ClassVar[type] = GenerationFiles
+    refused: ClassVar[Mapping[str, str]] = NOT_SDXL
 
     def load(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> Models:
         files = cast(ModelOptions, options)
@@ -67,8 +50,8 @@ class SDXL(SDXLNaming, Architecture):
             vae=loaded.vae,
         )
 
-    def noise_process(self) -> NoiseProcess:
-        return DDPMProcess()
+    def noise_process(self, options: Any = None) -> NoiseProcess:
+        return DDPMProcess(options)
 
     def encode_images(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
         """Latents in float32: a sample of the posterior drawn with `generator`, or its mode without. `ValueError` on overflow."""
@@ -86,6 +69,9 @@ class SDXL(SDXLNaming, Architecture):
     def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str], options: Any) -> Tokens:
         return text.tokenize(tokenizers, captions, cast(ModelOptions, options).tokens)
 
+    def overlong(self, tokenizers: Sequence[Any], captions: Sequence[str], options: Any) -> list[int]:
+        return text.overlong(tokenizers, captions, cast(ModelOptions, options).tokens)
+
     def encode_text(self, text_encoders: Sequence[nn.Module], tokens: Tokens) -> TextStates:
         return text.encode_text(text_encoders, tokens)
 
@@ -102,7 +88,7 @@ class SDXL(SDXLNaming, Architecture):
         """
         files = cast(ModelOptions, options)
         vocabularies = find_vocabularies(files.checkpoint, files.tokenizer, files.tokenizer_cache_dir)
-        weights = [*_weight_files(files.checkpoint), *(_weight_files(Path(files.vae)) if files.vae else ())]
+        weights = [*weight_files(files.checkpoint), *(weight_files(Path(files.vae)) if files.vae else ())]
         facts = [
             *map(sampled_file_hash, weights),
             *(repr(sorted(vocabulary.ids.items())) for vocabulary in vocabularies),
@@ -120,10 +106,10 @@ class SDXL(SDXLNaming, Architecture):
             "ss_clip_skip": "None",
             "ss_max_token_length": str(files.tokens),
             "ss_sd_model_name": files.checkpoint.name,
-            **_hashes(files.checkpoint, "sd_model"),
+            **hash_entries(files.checkpoint, "sd_model"),
         }
         if files.vae:
-            table |= {"ss_vae_name": Path(files.vae).name, **_hashes(Path(files.vae), "vae")}
+            table |= {"ss_vae_name": Path(files.vae).name, **hash_entries(Path(files.vae), "vae")}
         return table
 
 
@@ -146,14 +132,3 @@ def _finite(vae: nn.Module, x: Tensor, what: str) -> Tensor:
     dtype = next(vae.parameters()).dtype
     advice = "give --no_half_vae" if dtype is torch.float16 else "its weights or what it was given are broken"
     raise ValueError(f"the VAE in {str(dtype).removeprefix('torch.')} gave {what} that are not finite: {advice}")
-
-
-def _weight_files(path: Path) -> list[Path]:
-    files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        raise ValueError(f"{path}: no such file, and no folder with safetensors files")
-    return files
-
-
-def _hashes(path: Path, what: str) -> dict[str, str]:
-    return {f"ss_{what}_hash": short_file_hash(path), f"ss_new_{what}_hash": file_sha256(path)} if path.is_file() else {}

@@ -54,6 +54,12 @@ def tokenize(tokenizers: Sequence[Any], captions: Sequence[str], max_token_lengt
     return {key: _chunked(tokenizer, cleaned, chunks) for key, tokenizer in zip(IDS, tokenizers, strict=True)}
 
 
+def overlong(tokenizers: Sequence[Any], captions: Sequence[str], max_token_length: int) -> list[int]:
+    """How many tokens of each caption are beyond `max_token_length`; 0 for one that fits. Both encoders share one vocabulary."""
+    words = tokenizers[0]([clean(caption) for caption in captions], add_special_tokens=False, verbose=False).input_ids
+    return [max(0, len(ids) - max_token_length) for ids in words]
+
+
 def encode_text(text_encoders: Sequence[nn.Module], tokens: Tokens) -> TextStates:
     """`hidden_states` (batch, 75 * chunks + 2, width 1 + width 2) of both encoders, `pooled` (batch, projection) of the second.
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from library.core.tensor_file import load_tensors, save_tensors
+from library.models.filling import Component, plan
 from library.models.sdxl.checkpoint import CONSTANTS, Loaded, load_checkpoint, load_vae, single_file_state_dict
-from library.models.sdxl.components import COMPONENTS, TEXT_2, UNET, VAE, Component, plan
+from library.models.sdxl.components import COMPONENTS, TEXT_2, UNET, VAE
 
 CPU = torch.device("cpu")
 SHAPES = Path(__file__).parent / "data" / "checkpoint_shapes.json.gz"
@@ -214,8 +215,8 @@ def test_faults_of_all_parts_are_said_at_once(small_sdxl_file: Path, tmp_path: P
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ("net.blocks.0.adaln_modulation_self_attn.1.weight", "an Anima DiT"),
-        ("llm_adapter.blocks.0.norm.weight", "an Anima DiT"),
+        ("net.blocks.0.adaln_modulation_self_attn.1.weight", "an Anima DiT; that is a file for anima_train_network.py"),
+        ("llm_adapter.blocks.0.norm.weight", "an llm adapter; .* anima_train_network.py"),
         ("model.diffusion_model.input_blocks.0.0.weight cond_stage_model.transformer.text_model.x", "Stable Diffusion 1.x"),
         ("model.diffusion_model.input_blocks.0.0.weight cond_stage_model.model.x", "Stable Diffusion 2.x"),
         ("model.diffusion_model.label_emb.0.0.weight conditioner.embedders.0.model.ln_final.bias", "an SDXL refiner"),
@@ -224,12 +225,13 @@ def test_faults_of_all_parts_are_said_at_once(small_sdxl_file: Path, tmp_path: P
         ("lora_unet_x.lokr_w1", "an adapter"),
         ("unet.down_blocks.0.lora_A.weight", "an adapter"),
         ("encoder.down.0.block.0.conv1.weight decoder.mid.attn_1.q.weight", "a VAE .*--vae"),
-        ("encoder.downsamples.0.residual.0.gamma", "Qwen-Image"),
+        ("encoder.downsamples.0.residual.0.gamma", "Qwen-Image .* anima_train_network.py"),
         ("down_blocks.0.resnets.0.conv1.weight", "diffusers layout"),
         ("model.diffusion_model.input_blocks.0.0.weight model.diffusion_model.label_emb.0.0.weight", "U-Net without its text encoders"),
         ("model.diffusion_model.input_blocks.0.0.weight first_stage_model.encoder.down.0.x", "U-Net without its text encoders"),
-        ("text_model.encoder.layers.0.mlp.fc1.weight", "a text encoder"),
+        ("text_model.encoder.layers.0.mlp.fc1.weight", "a CLIP text encoder"),
         ("model.layers.0.self_attn.q_proj.weight", "a language model"),
+        ("model.layers.0.self_attn.q_norm.weight", "a Qwen3 text encoder"),
         ("double_blocks.0.img_attn.qkv.weight", "Flux"),
     ],
 )

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
+from library.models.filling import plan
 from library.models.naming import Part
 from library.models.sdxl import components, names
 from library.models.sdxl.checkpoint import CONSTANTS
@@ -26,7 +27,7 @@ def full_size(part: Part) -> nn.Module:
     component = COMPONENT[part.prefix]
     shapes = {key: tuple(shape) for key, shape in packed("checkpoint_shapes.json.gz").items() if not CONSTANTS.fullmatch(key)}
     mine = {key.removeprefix(component.prefix): shape for key, shape in shapes.items() if key.startswith(component.prefix)}
-    return components.plan(component, mine).module
+    return plan(component, mine).module
 
 
 @pytest.mark.parametrize("part", names.PARTS, ids=lambda part: part.name)

@@ -1,16 +1,23 @@
 """The tensors of one or several safetensors files as one table of shapes, opened only when they are read."""
 
-from collections.abc import Callable, Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import Tensor
 
-from library.core.tensor_file import listing, read_header
-from library.models.sdxl.configuration import Shapes
+from library.core.log import get_logger, warn_once
+from library.core.tensor_file import Header, listing, read_header
+
+logger = get_logger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes by key, often with the prefix of one component removed."""
 
 FLOATS = {"F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2"}
+SCALES = re.compile(r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale|input_scale|comfy_quant)")  # beside weights to be multiplied
 
 
 class Weights:
@@ -42,9 +49,28 @@ class Weights:
     def _add(self, path: Path, rename: Callable[[str], str | None]) -> None:
         header = read_header(path)
         kept = {key: name for key in header.tensors if (name := rename(key)) is not None}
-        quantised = [key for key in kept if header.tensors[key].dtype not in FLOATS]
-        if quantised:
-            raise ValueError(f"{path}: holds quantised or integer weights, which cannot be trained on: {listing(quantised)}")
+        _check_plain(path, header, kept)
         for key, name in kept.items():
             self.shapes[name] = header.tensors[key].shape
             self._places[name] = (path, key)
+
+
+def leave_out(constants: re.Pattern[str], unused: tuple[str, ...] = (), says: bool = True) -> Callable[[str], str | None]:
+    """A `rename` that leaves out keys that match `constants`, which carry nothing, and keys under `unused`, said once where `says`."""
+
+    def rename(key: str) -> str | None:
+        prefix = next((prefix for prefix in unused if key.startswith(prefix)), None)
+        if prefix is not None and says:
+            warn_once(logger, f"the tensors under '{prefix}' of the checkpoint are ignored")
+        return None if prefix is not None or constants.fullmatch(key) else key
+
+    return rename
+
+
+def _check_plain(path: Path, header: Header, keys: Iterable[str]) -> None:
+    quantised = [key for key in keys if header.tensors[key].dtype not in FLOATS]
+    if quantised:
+        raise ValueError(f"{path}: holds quantised or integer weights, which cannot be trained on: {listing(quantised)}")
+    scales = [key for key in keys if SCALES.fullmatch(key)]
+    if scales:
+        raise ValueError(f"{path}: holds scaled weights ({listing(scales)}); give the file in fp16 or bf16, or in plain fp8")

@@ -1,0 +1,1 @@
+"""Drawing in stages with models that are loaded in parts: all texts, then all latents, then all pictures."""

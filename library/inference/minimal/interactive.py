@@ -1,0 +1,31 @@
+"""Prompts from the keyboard, one after the other."""
+
+from collections.abc import Callable
+
+import torch
+
+from library.core.log import get_logger
+
+logger = get_logger(__name__)
+ENDS = ("\x04", "\x1a")  # Ctrl-D and Ctrl-Z where a terminal passes them on
+
+
+def converse(draw: Callable[[str], object], ask: Callable[[str], str] = input) -> None:
+    """Draw line after line until an empty one, the end of input or Ctrl-C; a line that cannot be drawn is said, and the next asked for."""
+    logger.info("one prompt a line; an empty line, the end of input or Ctrl-C ends")
+    while line := _next(ask):
+        try:
+            draw(line)
+        except ValueError as error:
+            for problem in str(error).splitlines():
+                logger.error("%s", problem)
+        except torch.OutOfMemoryError as error:
+            logger.error("too large for the device's memory: %s", str(error).splitlines()[0])
+
+
+def _next(ask: Callable[[str], str]) -> str:
+    try:
+        line = ask("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        return ""
+    return "" if line in ENDS else line

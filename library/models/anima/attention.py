@@ -1,0 +1,147 @@
+"""How Anima's transformer attends: `--attn_mode` and `--split_attn`.
+
+The kernels of other packages are theirs; the processor here normalises and rotates queries and keys for all of them alike, in the layout
+(batch, tokens, heads, width of a head), and never needs a mask: the transformer attends to padded text too, whose rows are zero.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from library.core.spelling import unknown
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of queries, keys and values (batch, tokens, heads, width), giving the shape of the queries."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """Where the kernel of a mode comes from, and what it cannot do."""
+
+    build: Callable[[], Attend]
+    package: str = ""  # what to install; empty for torch's own
+    trains: bool = True  # whether it has a backward pass
+    is_half_only: bool = False
+
+
+def set_attention(denoiser: nn.Module, mode: str, split: bool = False, *, trains: bool = False) -> None:
+    """Make every attention of the denoiser's transformer run `mode`; with `split`, one sample of the batch at a time.
+
+    Raises `ValueError` for an unknown mode, a package that is not installed, and a kernel without backward pass where the model `trains`.
+    """
+    if mode not in BACKENDS:
+        raise ValueError(f"--attn_mode: {unknown(mode, BACKENDS, 'attention mode')}")
+    backend = BACKENDS[mode]
+    if trains and not backend.trains:
+        raise ValueError(f"--attn_mode {mode}: it has no backward pass, so nothing can be trained through it; {_others(trains)}")
+    try:
+        attend = backend.build()
+    except ImportError as error:
+        raise ValueError(f"--attn_mode {mode}: needs the package {backend.package} (pip install {backend.package}): {error}") from error
+    if backend.package:
+        attend = _checked(attend, mode, backend)
+    processor = Processor(_one_by_one(attend) if split else attend)
+    for layer in cast(list[Any], list(denoiser.modules())):
+        if hasattr(layer, "set_processor") and hasattr(layer, "norm_q"):  # Cosmos' own; the conditioner needs masks and stays with torch
+            layer.set_processor(processor)
+
+
+class Processor:
+    """What diffusers' `Attention` calls: projections, norms and rotation around a kernel."""
+
+    def __init__(self, attend: Attend) -> None:
+        self.attend = attend
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """(batch, tokens, width) of queries from `hidden_states`, and keys and values from `encoder_hidden_states` where given."""
+        assert attention_mask is None
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query = attn.norm_q(_heads(attn, attn.to_q(hidden_states)))
+        key = attn.norm_k(_heads(attn, attn.to_k(source)))
+        value = _heads(attn, attn.to_v(source))
+        if image_rotary_emb is not None:
+            cos, sin = (table.unsqueeze(1) for table in image_rotary_emb)
+            query, key = rotated(query, cos, sin), rotated(key, cos, sin)
+        output = self.attend(query.to(value.dtype), key.to(value.dtype), value)
+        return attn.to_out[0](output.flatten(2))
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions on (batch, tokens, heads, width), in the precision of `cos` and `sin` (tokens, 1, width); dtype of `x`."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.addcmul(x * cos, torch.cat((-second, first), dim=-1), sin).to(x.dtype)
+
+
+# Kernels
+
+
+def _torch() -> Attend:
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)).transpose(1, 2)
+
+    return attend
+
+
+def _flash() -> Attend:
+    return importlib.import_module("flash_attn").flash_attn_func
+
+
+def _sage() -> Attend:
+    kernel = importlib.import_module("sageattention").sageattn
+    return lambda query, key, value: kernel(query, key, value, tensor_layout="NHD")
+
+
+def _xformers() -> Attend:
+    return importlib.import_module("xformers.ops").memory_efficient_attention
+
+
+BACKENDS: dict[str, Backend] = {
+    "torch": Backend(build=_torch),
+    "sdpa": Backend(build=_torch),
+    "flash": Backend(build=_flash, package="flash-attn", is_half_only=True),
+    "sageattn": Backend(build=_sage, package="sageattention", trains=False, is_half_only=True),
+    "xformers": Backend(build=_xformers, package="xformers"),
+}
+
+
+def _checked(attend: Attend, mode: str, backend: Backend) -> Attend:
+    """A kernel that says what it cannot do instead of failing inside, or giving no gradient."""
+
+    def checked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if query.device.type != "cuda":
+            raise ValueError(f"--attn_mode {mode}: {backend.package} runs on CUDA only, not on {query.device}; {_others(True)}")
+        if backend.is_half_only and value.dtype not in (torch.float16, torch.bfloat16):
+            raise ValueError(f"--attn_mode {mode}: {backend.package} computes in bf16 or fp16 only, not in {value.dtype}")
+        if not backend.trains and (query.requires_grad or key.requires_grad or value.requires_grad):
+            raise ValueError(f"--attn_mode {mode}: {backend.package} has no backward pass; {_others(True)}")
+        return attend(query, key, value)
+
+    return checked
+
+
+def _one_by_one(attend: Attend) -> Attend:
+    def split(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        parts = zip(query.split(1), key.split(1), value.split(1), strict=True)
+        return torch.cat([attend(*part) for part in parts])
+
+    return split
+
+
+def _heads(attn: Any, x: Tensor) -> Tensor:
+    return x.unflatten(-1, (attn.heads, -1))
+
+
+def _others(trains: bool) -> str:
+    return f"there are: {', '.join(mode for mode, backend in BACKENDS.items() if backend.trains or not trains)}"

@@ -1,0 +1,125 @@
+"""Attention back-ends: the same attention through any of them, and what each cannot do said before it fails."""
+
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_anima import build_small_anima
+from torch import Tensor
+
+from library.models.anima import attention
+from library.models.anima.attention import BACKENDS, rotated, set_attention
+from library.models.anima.denoiser import AnimaDiT
+
+
+def wrapped() -> AnimaDiT:
+    modules: Any = build_small_anima().denoiser
+    return AnimaDiT(modules["transformer"], modules["text_conditioner"])
+
+
+def velocity(denoiser: AnimaDiT) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    latents, conditioning = torch.randn(3, 16, 4, 6, generator=generator), torch.randn(3, 7, 24, generator=generator)
+    return denoiser(latents, torch.tensor([0.1, 0.5, 0.9]), conditioning)
+
+
+def nhd(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """What the packages compute: (batch, tokens, heads, width) in and out."""
+    assert query.shape[-2:] == key.shape[-2:] == value.shape[-2:] == (2, 16) and options in ({}, {"tensor_layout": "NHD"})
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+
+
+@pytest.fixture
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand-ins for the packages, which compute the same on the CPU."""
+    for name, function in (
+        ("flash_attn", "flash_attn_func"),
+        ("sageattention", "sageattn"),
+        ("xformers.ops", "memory_efficient_attention"),
+    ):
+        module = ModuleType(name)
+        setattr(module, function, nhd)
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(sys.modules, "xformers", ModuleType("xformers"))
+
+
+def test_positions_rotate_as_in_diffusers():
+    from diffusers.models.embeddings import apply_rotary_emb
+
+    generator = torch.Generator().manual_seed(0)
+    x, angles = torch.randn(2, 5, 3, 8, generator=generator), torch.randn(5, 4, generator=generator).repeat(1, 2)
+    tables: Any = (angles.cos(), angles.sin())
+    expected: Any = apply_rotary_emb(x.transpose(1, 2), tables, use_real_unbind_dim=-2)
+    torch.testing.assert_close(rotated(x, angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)), expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("mode", BACKENDS)
+@pytest.mark.parametrize("split", [False, True], ids=["whole", "split"])
+def test_every_mode_attends_alike(mode: str, split: bool, packages: None, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(attention, "_checked", lambda attend, mode, backend: attend)
+    denoiser = wrapped()
+    expected = velocity(denoiser)
+    set_attention(denoiser, mode, split)
+    torch.testing.assert_close(velocity(denoiser), expected)
+
+
+def test_split_attention_computes_one_sample_at_a_time(packages: None, monkeypatch: pytest.MonkeyPatch):
+    batches: list[int] = []
+    monkeypatch.setattr(attention, "_checked", lambda attend, mode, backend: lambda *qkv: (batches.append(len(qkv[0])), attend(*qkv))[1])
+    denoiser = wrapped()
+    set_attention(denoiser, "flash", split=True)
+    velocity(denoiser)
+    assert batches == [1] * 3 * 2 * len(denoiser.blocks())
+
+
+def test_an_unknown_mode_is_answered_with_the_nearest():
+    with pytest.raises(ValueError, match="--attn_mode: unknown attention mode 'sageatn'; did you mean 'sageattn'"):
+        set_attention(wrapped(), "sageatn")
+
+
+@pytest.mark.parametrize(
+    ("mode", "module", "package"),
+    [("flash", "flash_attn", "flash-attn"), ("sageattn", "sageattention", "sageattention"), ("xformers", "xformers.ops", "xformers")],
+)
+def test_a_package_that_is_not_there_is_named(mode: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ValueError, match=f"--attn_mode {mode}: needs the package {package} .pip install {package}."):
+        set_attention(wrapped(), mode)
+
+
+def test_a_kernel_without_backward_pass_is_refused_for_training(packages: None):
+    with pytest.raises(ValueError, match="--attn_mode sageattn: it has no backward pass.*there are: torch, sdpa, flash, xformers"):
+        set_attention(wrapped(), "sageattn", trains=True)
+
+
+@pytest.mark.parametrize("mode", ["flash", "sageattn", "xformers"])
+def test_kernels_for_gpus_say_so_on_a_cpu(mode: str, packages: None):
+    denoiser = wrapped()
+    set_attention(denoiser, mode)
+    with pytest.raises(ValueError, match=f"--attn_mode {mode}: .* runs on CUDA only, not on cpu"):
+        velocity(denoiser)
+
+
+class OnGpu:
+    """Stands in for a tensor on a GPU."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, dtype: torch.dtype, requires_grad: bool = False) -> None:
+        self.dtype, self.requires_grad = dtype, requires_grad
+
+
+@pytest.mark.parametrize(
+    ("mode", "given", "message"),
+    [
+        ("flash", OnGpu(torch.float32), "bf16 or fp16 only, not in torch.float32"),
+        ("sageattn", OnGpu(torch.bfloat16, requires_grad=True), "no backward pass"),
+    ],
+)
+def test_what_a_kernel_cannot_take_is_said(mode: str, given: Any, message: str):
+    with pytest.raises(ValueError, match=message):
+        attention._checked(nhd, mode, BACKENDS[mode])(given, given, given)
