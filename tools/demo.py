@@ -1,6 +1,6 @@
 """The demo: teach a small built-in model a new look with the real scripts, draw with and without it, and measure.
 
-    python run.py demo
+    python run.py demo [--family anima]
 
 It writes `demo_output/demo.png` (the dataset, then the same prompts without the adapter, at strength 0.5 and at 1.0) and
 `demo_output/scores.json`. Nothing is hidden: the commands are printed as a user would type them.
@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,26 +40,47 @@ TAUGHT, ORDINARY = 16, 8  # pictures of the new look, and ordinary ones that sho
 
 @dataclass(kw_only=True, frozen=True)
 class Demo:
-    """What differs between families: the scripts' own arguments."""
+    """What differs between families: the arguments of their scripts."""
 
-    model: Path
     train: tuple[str, ...]
     generate: tuple[str, ...]
+    into: tuple[str, ...]  # before the folder of the pictures
+    adapter: Callable[[str, float], tuple[str, ...]]  # the arguments for an adapter file at a strength
 
 
+ANIMA = "assets/toy_anima"
+TRAINING = (
+    "--optimizer_type", "AdamW", "--lr_scheduler", "cosine", "--lr_warmup_steps", "5%", "--mixed_precision", "no",
+    "--cache_latents", "--vae_batch_size", "8", "--seed", "1",
+)  # fmt: skip
 DEMOS = {
     "sdxl": Demo(
-        model=Path("assets/toy_sdxl.safetensors"),
         train=(
             "sdxl_train_network.py", "--pretrained_model_name_or_path", "assets/toy_sdxl.safetensors",
             "--network_module", "networks.loha", "--network_dim", "8", "--network_alpha", "4",
-            "--optimizer_type", "AdamW", "--learning_rate", "1e-3", "--lr_scheduler", "cosine", "--lr_warmup_steps", "5%",
-            "--mixed_precision", "no", "--cache_latents", "--vae_batch_size", "8", "--max_train_steps", "600", "--seed", "1",
+            "--learning_rate", "1e-3", "--max_train_steps", "600", *TRAINING,
         ),
         generate=(
             "gen_img.py", "--ckpt", "assets/toy_sdxl.safetensors", "--W", "64", "--H", "64", "--steps", "25", "--scale", "4",
-            "--sampler", "ddim",
+            "--sampler", "ddim", "--batch_size", "16",
         ),
+        into=("--sequential_file_name", "--outdir"),
+        adapter=lambda file, strength: ("--network_module", "networks.loha", "--network_weights", file, "--network_mul", str(strength)),
+    ),
+    "anima": Demo(
+        train=(
+            "anima_train_network.py", "--pretrained_model_name_or_path", f"{ANIMA}/dit.safetensors",
+            "--qwen3", f"{ANIMA}/qwen3.safetensors", "--vae", f"{ANIMA}/vae.safetensors",
+            "--network_module", "networks.lokr", "--network_dim", "8", "--network_alpha", "4", "--network_args", "factor=4",
+            "--learning_rate", "2e-3", "--max_train_steps", "500", *TRAINING,
+        ),
+        generate=(
+            "anima_minimal_inference.py", "--dit", f"{ANIMA}/dit.safetensors", "--text_encoder", f"{ANIMA}/qwen3.safetensors",
+            "--vae", f"{ANIMA}/vae.safetensors", "--image_size", "64", "64", "--infer_steps", "25", "--guidance_scale", "4",
+            "--flow_shift", "1", "--batch_size", "16",
+        ),
+        into=("--save_path",),
+        adapter=lambda file, strength: ("--lora_weight", file, "--lora_multiplier", str(strength)),
     ),
 }  # fmt: skip
 
@@ -171,13 +192,10 @@ def generate(demo: Demo, folder: Path, name: str, pictures: Sequence[Picture]) -
     asked = [with_new_look(picture) if kind.asks else picture for picture in pictures]
     lines = [f"{caption(picture)} --d {1000 + index}" for index, picture in enumerate(asked)]
     prompts.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    network: tuple[str, ...] = ()
-    if kind.strength is not None:
-        weights = str(folder / "look.safetensors")
-        network = ("--network_module", "networks.loha", "--network_weights", weights, "--network_mul", str(kind.strength))
-    files = ("--from_file", str(prompts), "--outdir", str(target), "--sequential_file_name", "--batch_size", "16")
-    call(*demo.generate, *files, *network)
-    return [Image.open(path).convert("RGB") for path in sorted(target.glob("*.png"))]
+    adapter = () if kind.strength is None else demo.adapter(str(folder / "look.safetensors"), kind.strength)
+    call(*demo.generate, "--from_file", str(prompts), *demo.into, str(target), *adapter)
+    drawn = sorted(target.glob("*.png"), key=lambda path: int(path.stem.rpartition("_")[2]))  # by number, or by seed
+    return [Image.open(path).convert("RGB") for path in drawn]
 
 
 def score(pictures: Sequence[Picture], drawn: dict[str, list[Image.Image]]) -> Scores:

@@ -25,7 +25,7 @@ Text = tuple[Tensor, Tensor]
 class AnimaTraining:
     """How the transformer, the text conditioner and the text encoder are trained."""
 
-    steps: int = 3000
+    steps: int = 2400
     captions: int = 32
     latents_per_caption: int = 2
     learning_rate: float = 1.5e-3

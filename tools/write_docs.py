@@ -6,8 +6,9 @@ from library.core.atomic import write_text
 from library.core.command_line import CONFIG_HELP, markdown_table
 from library.core.options import declared, describe
 from library.data.options import key_table
-from library.inference.script import GROUPS as GENERATION_GROUPS
-from library.models.architecture import architecture_named
+from library.inference import script
+from library.inference.minimal import script as minimal_script
+from library.models.architecture import architecture_named, architecture_names
 from library.training.run import option_groups
 from networks.lokr import LoKrArguments
 from networks.selection import NetworkArguments
@@ -36,15 +37,26 @@ def options_page() -> str:
             "Made by `python -m tools.write_docs` from the declarations; do not edit. Flags can be switched off with `--no-<flag>`.",
             f"`--config_file`: {CONFIG_HELP}.",
             "",
-            "## sdxl_train_network.py",
+            "## All training scripts",
             "",
-            markdown_table(option_groups(architecture_named("sdxl"))),
-            "## gen_img.py",
-            "",
-            markdown_table(GENERATION_GROUPS),
+            markdown_table(shared_groups()),
+            *(f"## {name}_train_network.py alone\n\n{markdown_table(own_groups(name))}" for name in architecture_names()),
+            f"## gen_img.py\n\n{markdown_table(script.option_groups(architecture_named('sdxl')))}",
+            f"## anima_minimal_inference.py\n\n{markdown_table(minimal_script.option_groups(architecture_named('anima')))}",
             *(f"## python -m tools.{name}\n\n{markdown_table([group])}" for name, group in TOOLS.items()),
         ]
     )
+
+
+def shared_groups() -> list[type]:
+    """The option groups that the training scripts of all families have, in the order of their help."""
+    every = [option_groups(architecture_named(name)) for name in architecture_names()]
+    return [group for group in every[0] if all(group in groups for groups in every)]
+
+
+def own_groups(family: str) -> list[type]:
+    """The option groups of one family's training script that another has not."""
+    return [group for group in option_groups(architecture_named(family)) if group not in shared_groups()]
 
 
 def adapters_page() -> str:

@@ -16,7 +16,10 @@ STEPS = 1000
 
 @dataclass(kw_only=True, frozen=True)
 class TimestepRange:
-    """The timesteps that training draws, out of 0 to 1000."""
+    """Timesteps.
+
+    Those that training draws, out of 0 to 1000.
+    """
 
     min_timestep: int | None = option(None, help="draw no timestep below this one (0 to 999)")
     max_timestep: int | None = option(None, help="draw no timestep from this one on (1 to 1000)")

@@ -25,7 +25,7 @@ SPECIAL = (
     Lookalike(
         r"lora_(down|up|A|B)\b|hada_w1_a|lokr_w[12]|oft_(blocks|diag)|\.diff_b?$",
         "an adapter",
-        "give adapters to --network_weights or --base_weights",
+        "give adapters to --network_weights, --base_weights or --lora_weight",
     ),
     Lookalike(r"joint_blocks\.|double_blocks\.|double_stream|context_refiner\.", "a Stable Diffusion 3, Flux or similar transformer"),
     Lookalike(r"^cond_stage_model\.transformer\.", "a Stable Diffusion 1.x checkpoint"),

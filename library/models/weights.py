@@ -9,7 +9,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from library.core.log import get_logger, warn_once
-from library.core.tensor_file import Header, listing, read_header
+from library.core.tensor_file import listing, read_header
 
 logger = get_logger(__name__)
 
@@ -23,18 +23,29 @@ SCALES = re.compile(r"(.*\.)?(scaled_fp8|scale_weight|scale_input|weight_scale|i
 class Weights:
     """Tensors by name, over all files; `rename` gives each its name here, or None to leave it out.
 
-    Raises `ValueError` for broken files (see `read_header`) and for tensors that are not plain floating point numbers.
+    Raises `ValueError` for broken files (see `read_header`).
     """
 
     def __init__(self, paths: Iterable[Path], rename: Callable[[str], str | None] = lambda key: key) -> None:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self._places: dict[str, tuple[Path, str]] = {}
+        self._dtypes: dict[str, str] = {}
         for path in paths:
             self._add(path, rename)
 
     def under(self, prefix: str) -> Shapes:
         """The shapes of the tensors whose names start with `prefix`, without it."""
         return {key.removeprefix(prefix): shape for key, shape in self.shapes.items() if key.startswith(prefix)}
+
+    def check_plain(self, prefix: str = "") -> None:
+        """Raise `ValueError` for tensors under `prefix` that are not plain floating point numbers: they cannot be trained on."""
+        names = [name for name in self.shapes if name.startswith(prefix)]
+        for what, bad in (
+            ("quantised or integer weights, which cannot be trained on", [name for name in names if self._dtypes[name] not in FLOATS]),
+            ("scaled weights; give the file in fp16 or bf16, or in plain fp8", [name for name in names if SCALES.fullmatch(name)]),
+        ):
+            if bad:
+                raise ValueError(f"{self._places[bad[0]][0]}: holds {what}: {listing(bad)}")
 
     def read(self, names: Iterable[str]) -> Iterator[Tensor]:
         """The named tensors, in order, memory-mapped."""
@@ -49,10 +60,10 @@ class Weights:
     def _add(self, path: Path, rename: Callable[[str], str | None]) -> None:
         header = read_header(path)
         kept = {key: name for key in header.tensors if (name := rename(key)) is not None}
-        _check_plain(path, header, kept)
         for key, name in kept.items():
             self.shapes[name] = header.tensors[key].shape
             self._places[name] = (path, key)
+            self._dtypes[name] = header.tensors[key].dtype
 
 
 def leave_out(constants: re.Pattern[str], unused: tuple[str, ...] = (), says: bool = True) -> Callable[[str], str | None]:
@@ -65,12 +76,3 @@ def leave_out(constants: re.Pattern[str], unused: tuple[str, ...] = (), says: bo
         return None if prefix is not None or constants.fullmatch(key) else key
 
     return rename
-
-
-def _check_plain(path: Path, header: Header, keys: Iterable[str]) -> None:
-    quantised = [key for key in keys if header.tensors[key].dtype not in FLOATS]
-    if quantised:
-        raise ValueError(f"{path}: holds quantised or integer weights, which cannot be trained on: {listing(quantised)}")
-    scales = [key for key in keys if SCALES.fullmatch(key)]
-    if scales:
-        raise ValueError(f"{path}: holds scaled weights ({listing(scales)}); give the file in fp16 or bf16, or in plain fp8")

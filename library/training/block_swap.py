@@ -41,7 +41,7 @@ class BlockSwap:
         self._handles: list[RemovableHandle] = []
         self._is_backward = False
         for n, block in enumerate(blocks[first:]):
-            self._handles.append(block.register_forward_pre_hook(partial(self._enter, n), with_kwargs=True))
+            self._handles.append(block.register_forward_pre_hook(partial(self._enter, n)))
             self._handles.append(block.register_forward_hook(partial(self._leave, n)))
         if 0 < first < len(blocks):  # so that the first copy has a block's time too
             self._handles.append(blocks[first - 1].register_forward_pre_hook(self._precede))
@@ -68,11 +68,8 @@ class BlockSwap:
         if not self._is_backward:
             self.visitors[0].fetch()
 
-    def _enter(self, n: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._visit(n, then=n + 1 if not self._is_backward else n - 1)
-        entering = next((value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)), None)
-        if not self._is_backward and entering is not None and entering.requires_grad:
-            entering.register_hook(partial(self._backward_leaves, n))
+    def _enter(self, n: int, block: nn.Module, args: tuple[Any, ...]) -> None:
+        self._visit(n, then=n - 1 if self._is_backward else n + 1)
 
     def _leave(self, n: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._is_backward:
@@ -90,16 +87,14 @@ class BlockSwap:
             Variable._execution_engine.queue_callback(self._backward_ends)
         self._visit(n, then=n - 1)
 
-    def _backward_leaves(self, n: int, gradient: Tensor) -> None:
-        self.visitors[n].leave()
-
     def _backward_ends(self) -> None:
-        """Send home the block whose input asked for no gradient, and so told nobody that it was done."""
+        """Send home the block that the backward pass came to last."""
         self._is_backward = False
         for visitor in self.visitors:
             visitor.leave()
 
     def _visit(self, n: int, then: int) -> None:
+        """Let block `n` compute, send all others home, and begin to copy the one that comes `then`."""
         self.visitors[n].fetch()
         self.visitors[n].arrive()
         for other, visitor in enumerate(self.visitors):
@@ -119,11 +114,9 @@ class Visitor:
                 raise ValueError(f"--blocks_to_swap: {name} holds weights that are trained, packed or not loaded; only frozen ones swap")
         self.device, self.stream = device, stream
         self.size = sum(_padded(tensor) for tensor in self.tensors)
-        self.home = torch.empty(self.size, dtype=torch.uint8, pin_memory=stream is not None)
+        self.at_home = [_at_home(tensor, is_pinned=stream is not None) for tensor in self.tensors]
         self.away = torch.empty(self.size, dtype=torch.uint8, device=device)
-        self.at_home, self.at_away = self._views(self.home), self._views(self.away)
-        for tensor, view in zip(self.tensors, self.at_home, strict=True):
-            view.copy_(tensor.data)
+        self.at_away = self._views(self.away)
         self._copied: torch.cuda.Event | None = None
         self.is_here = True  # the memory is allocated, and filled or being filled
         self.leave()
@@ -137,7 +130,8 @@ class Visitor:
         if self.stream is not None:
             self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with nullcontext() if self.stream is None else torch.cuda.stream(self.stream), torch.no_grad():
-            self.away.copy_(self.home, non_blocking=True)
+            for away, home in zip(self.at_away, self.at_home, strict=True):
+                away.copy_(home, non_blocking=True)
         if self.stream is not None:
             self._copied = torch.cuda.Event()
             self._copied.record(self.stream)
@@ -171,6 +165,11 @@ class Visitor:
             views.append(memory[start:end].view(tensor.dtype).view(tensor.shape))
             start += _padded(tensor)
         return views
+
+
+def _at_home(tensor: Tensor, *, is_pinned: bool) -> Tensor:
+    """A copy on the CPU. One for each weight: torch rounds pinned memory up to powers of two, as most weights are and blocks are not."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=is_pinned).copy_(tensor.data)
 
 
 def _moved(tensor: Tensor, device: torch.device) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 
 from library.core.devices import dtype_named, fp8_refusal
 from library.core.options import option
+from library.training.block_swap import swap_refusal
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -40,8 +41,8 @@ def refuse_what_the_device_cannot(options: PrecisionOptions, device: torch.devic
     """Raise `ValueError` for precision options that this device cannot fulfil."""
     if options.fp8_base and (reason := fp8_refusal(device)):
         raise ValueError(f"--fp8_base: {reason}; leave it out or use a device that can")
-    if options.blocks_to_swap and device.type == "cpu":
-        raise ValueError("--blocks_to_swap: there is no GPU whose memory it could save; leave it out")
+    if options.blocks_to_swap and (reason := swap_refusal(device)):
+        raise ValueError(f"--blocks_to_swap: {reason}; leave it out")
     if options.mixed_precision == "fp16" and device.type == "cpu":
         raise ValueError("--mixed_precision fp16: training in fp16 needs a GPU (no loss scaling on a CPU); use bf16 or no")
 

@@ -65,6 +65,18 @@ def load_data(arch: Architecture, options: OptionSet, seed: int) -> TrainingData
     return build_training_data(data, seed=seed, resolution_step=arch.resolution_step, default_resolution=arch.default_resolution)
 
 
+def load_models(arch: Architecture, options: OptionSet, device: torch.device) -> Models:
+    """The models on the device; a denoiser whose blocks are swapped waits in main memory until `BlockSwap.place`."""
+    precision = options[PrecisionOptions]
+    swaps = precision.blocks_to_swap > 0
+    first = torch.device("cpu") if swaps else device
+    models = arch.load(options[arch.ModelOptions], device=first, dtype=precision.weight_dtype)
+    for module in [*models.text_encoders, models.vae] if swaps else []:
+        if module is not None:
+            module.to(device)
+    return models
+
+
 def tell_cut_captions(arch: Architecture, models: Models, data: TrainingData, model_options: Any) -> None:
     """Warn, once and with their number, of captions that are longer than the text encoders read."""
     captions = [max(image.caption.split("\n"), key=len) for image in data.images]

@@ -27,7 +27,7 @@ from library.training.model import TrainingModel
 from library.training.not_yet import NOT_YET
 from library.training.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
 from library.training.precision import PrecisionOptions, checkpoint_gradients
-from library.training.prepare import epochs_of, fill_caches, load_data, make_accelerator, resolved_seed, tell_cut_captions
+from library.training.prepare import epochs_of, fill_caches, load_data, load_models, make_accelerator, resolved_seed, tell_cut_captions
 from library.training.progress import LogOptions, Progress
 from library.training.rules import without_effect
 from library.training.save import SaveOptions, Saver
@@ -149,7 +149,7 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     precision = options[PrecisionOptions]
     model_options = options[arch.ModelOptions]
     length = Length.of(options[RunOptions], data.batches_per_epoch(accelerator.num_processes))
-    models = arch.load(model_options, device=accelerator.device, dtype=precision.weight_dtype)
+    models = load_models(arch, options, accelerator.device)
     tell_cut_captions(arch, models, data, model_options)
     merge_base_weights(models, options[NetworkOptions])
     fill_caches(arch, models, data, options, accelerator)
@@ -162,9 +162,9 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     model = TrainingModel(arch, models.denoiser, encoders, trained.network, trains_text_encoders=trained.trains_text_encoders)
     optimizer = build_optimizer(trained.groups, options[OptimizerOptions])
     schedule = build_schedule(optimizer, options[ScheduleOptions], length.steps)
-    prepared, optimizer = accelerator.prepare(model, optimizer)
     if precision.blocks_to_swap:
-        BlockSwap(arch.blocks(models.denoiser), precision.blocks_to_swap, accelerator.device)
+        BlockSwap(arch.blocks(models.denoiser), precision.blocks_to_swap, accelerator.device).place(model)
+    prepared, optimizer = accelerator.prepare(model, optimizer, device_placement=[not precision.blocks_to_swap, True])
     context = StepContext(
         arch=arch, process=arch.noise_process(options[arch.NoiseOptions]), model=prepared, vae=models.vae, tokenizers=models.tokenizers,
         model_options=model_options, loss=options[LossOptions], seed=seed, device=accelerator.device,

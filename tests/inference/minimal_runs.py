@@ -32,12 +32,13 @@ class Run:
         return ["--dit", str(self.files.dit), "--text_encoder", str(self.files.qwen3), "--vae", str(self.files.vae)]
 
 
-def write_adapter(files: Any, path: Path, algorithm: str, seed: int = 0, **arguments: Any) -> Path:
-    """An adapter with a large random delta of denoiser and text encoder."""
+def write_adapter(files: Any, path: Path, algorithm: str, *, with_text: bool = True) -> Path:
+    """An adapter file with a large random delta of the denoiser and, `with_text`, of the text encoder."""
     options = ANIMA.ModelOptions(pretrained_model_name_or_path=str(files.dit), qwen3=str(files.qwen3), vae=str(files.vae))
     models = ANIMA.load(options, device=torch.device("cpu"), dtype=torch.float32)
-    network = MODULES[algorithm].create_network(1.0, 2, 2.0, None, models.text_encoders, models.denoiser, **arguments)
-    generator = torch.Generator().manual_seed(seed)
+    encoders = models.text_encoders if with_text else []
+    network = MODULES[algorithm].create_network(1.0, 2, 2.0, None, encoders, models.denoiser)
+    generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data.copy_(0.4 * torch.randn(parameter.shape, generator=generator))
     network.save_weights(path)

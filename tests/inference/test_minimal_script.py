@@ -1,15 +1,17 @@
 """anima_minimal_inference.py end to end, on a tiny random Anima: every source of prompts, every kind of output."""
 
-import logging
+import io
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from minimal_runs import Run, distance, levels
+from minimal_runs import ANIMA, Run, distance, levels
 from PIL import Image
 
 from library.core.tensor_file import load_tensors, read_header
+from library.inference.minimal.script import main
 
 
 @pytest.fixture
@@ -55,26 +57,22 @@ def test_latents_of_a_file_are_those_that_were_drawn(run: Run) -> None:
     assert header.tensors["latent"].shape == (1, 16, 1, 6, 4) and header.tensors["latent"].dtype == "F32"
     assert header.metadata == {
         "seeds": "1", "prompt": "a cat", "height": "48", "width": "32", "infer_steps": "2", "guidance_scale": "3.5",
-        "negative_prompt": "dog", "flow_shift": "5.0",
+        "negative_prompt": "dog", "flow_shift": "5.0", "sampler": "euler",
     }  # fmt: skip
     [decoded] = run("--latent_path", str(latent))
     assert distance(decoded, picture) == 0
     with Image.open(decoded) as again, Image.open(picture) as first:
-        assert again.info == {name: value for name, value in first.info.items() if name != "sampler"}
+        assert again.info == first.info
     assert decoded.name.endswith(f"_1_{latent.stem}.png")
 
 
 def test_latents_are_decoded_with_the_vae_alone(run: Run) -> None:
-    from library.inference.minimal.script import main
-
     [latent] = run("--prompt", "a cat", "--output_type", "latent")
     [path] = main("anima", ["--vae", str(run.files.vae), "--save_path", str(run.folder), "--latent_path", str(latent)])
     assert path.suffix == ".png"
 
 
 def test_latents_alone_need_no_vae(run: Run) -> None:
-    from library.inference.minimal.script import main
-
     models = run.models()[:4]
     [path] = main("anima", [*models, "--save_path", str(run.folder), "--prompt", "a --w 32 --h 32 --s 1", "--output_type", "latent"])
     assert load_tensors(path)["latent"].isfinite().all()
@@ -106,10 +104,10 @@ def test_split_guidance_draws_the_same_picture(run: Run) -> None:
     assert distance(batched, split) <= 1
 
 
-def test_guidance_scale_1_reads_no_negative_prompt_and_says_so(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_guidance_scale_1_reads_no_negative_prompt_and_says_so(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     [with_one], [without] = run("--prompt", "a cat --n dog --g 1"), run("--prompt", "a cat --g 1")
     assert torch.equal(levels(with_one), levels(without))
-    assert "the negative prompt 'dog' has no effect at guidance scale 1" in caplog.text
+    assert "the negative prompt 'dog' has no effect at guidance scale 1" in capsys.readouterr().err
 
 
 def test_the_shift_changes_the_picture(run: Run) -> None:
@@ -128,23 +126,41 @@ def test_fp8_draws_nearly_the_same_picture(run: Run) -> None:
 
 
 def test_interactive_draws_until_an_empty_line_and_says_bad_lines(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    lines = iter(["a cat --d 1", "a cat --w ten", "a cat --w 33", "a dog --d 2", ""])
-    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("sys.stdin", io.StringIO("a cat --d 1\na cat --w ten\na cat --w 33\na dog --d 2\n\na cat --d 3\n"))
     paths = run("--interactive")
     assert [path.stem.split("_")[1] for path in paths] == ["1", "2"]
-    errors = [record.message for record in caplog.records if record.levelno == logging.ERROR]
-    assert errors == ["this line, --w: 'ten' is not a whole number", "width 33: Anima draws multiples of 16; try 32"]
+    said = capsys.readouterr().err
+    assert "ERROR   this line, --w: 'ten' is not a whole number" in said
+    assert "ERROR   width 33: Anima draws multiples of 16; try 32" in said
     [alone] = run("--prompt", "a dog --d 2", folder="alone")
     assert distance(paths[1], alone) == 0
 
 
-def test_what_a_loading_thread_raises_reaches_the_user_as_it_is(run: Run) -> None:
+def test_pictures_drawn_before_an_error_are_written(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    predict, calls = type(ANIMA).predict, []
+
+    def fails_at_the_second_picture(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) > 2:
+            raise RuntimeError("out of luck")
+        return predict(*arguments)
+
+    monkeypatch.setattr(type(ANIMA), "predict", fails_at_the_second_picture)
+    with pytest.raises(RuntimeError, match="out of luck"):
+        run("--prompt", "a cat --d 1,2,3")
+    assert [path.stem.split("_")[1] for path in (run.folder / "out").iterdir()] == ["1"]
+
+
+def test_files_that_are_broken_or_do_not_fit_are_found_before_loading(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = run.folder / "broken.safetensors"
-    broken.write_bytes(run.files.dit.read_bytes()[:5000])
+    broken.write_bytes(run.files.vae.read_bytes()[:5000])
+    monkeypatch.setattr("library.inference.minimal.script.Parts", None)
     with pytest.raises(ValueError, match=r"broken.safetensors: truncated"):
-        run("--prompt", "a cat", "--dit", str(broken), "--t5_tokenizer_path", str(run.files.dit.with_suffix(".t5_tokenizer")))
+        run("--prompt", "a cat", "--vae", str(broken))
+    with pytest.raises(ValueError, match=r"vae.safetensors: not .*DiT"):
+        run("--prompt", "a cat", "--dit", str(run.files.vae))
 
 
 @pytest.mark.parametrize(("extra", "message"), [
@@ -161,7 +177,7 @@ def test_what_a_loading_thread_raises_reaches_the_user_as_it_is(run: Run) -> Non
     (["--prompt", "a", "--flow_shift", "0"], "--flow_shift 0: must be more than 0"),
     (["--latent_path", "none.safetensors"], "none.safetensors: no such file"),
     (["--latent_path", "x", "--output_type", "latent"], "--latent_path has the latents already"),
-    (["--prompt", "a", "--dit", "none.safetensors"], "none.safetensors"),
+    (["--prompt", "a", "--dit", "none.safetensors"], "--dit none.safetensors: no such file or folder"),
     (["--prompt", "a", "--promt", "b"], "did you mean '--prompt'"),
 ])  # fmt: skip
 def test_a_mistake_is_answered(extra: list[str], message: str, run: Run) -> None:
@@ -176,23 +192,25 @@ def test_a_mistake_is_answered(extra: list[str], message: str, run: Run) -> None
     ("--vae", "--vae is required: the Qwen-Image VAE"),
 ])  # fmt: skip
 def test_a_missing_file_is_named_with_what_it_is(missing: str, message: str, run: Run) -> None:
-    from library.inference.minimal.script import main
-
     models = run.models()
     start = models.index(missing)
     with pytest.raises(ValueError, match=message):
         main("anima", [*models[:start], *models[start + 2 :], "--save_path", str(run.folder), "--prompt", "a"])
 
 
-def test_options_without_effect_are_said(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+def test_options_without_effect_are_said(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     [latent] = run("--prompt", "a cat", "--output_type", "latent", "--no_merge", "--lycoris", "--vae_disable_cache", "--text_encoder_cpu")
-    for sentence in (
-        "--vae has no effect: nothing is decoded", "--no_merge has no effect: there is no --lora_weight",
-        "--lycoris has no effect: what an adapter file holds is found out by itself", "--vae_disable_cache has no effect",
-        "--text_encoder_cpu has no effect: everything runs on the CPU",
-    ):  # fmt: skip
-        assert sentence in caplog.text
-    caplog.clear()
+    assert without_effect(capsys) == {
+        "vae": "nothing is decoded",
+        "no_merge": "there is no --lora_weight",
+        "lycoris": "what an adapter file holds is found out by itself",
+        "vae_disable_cache": "a VAE of single pictures has nothing to keep",
+        "text_encoder_cpu": "everything runs on the CPU",
+    }
     run("--latent_path", str(latent), "--seed", "1", "--fp8")
-    said = [record.message for record in caplog.records if "has no effect" in record.message]
-    assert sorted(sentence.split()[0] for sentence in said) == ["--dit", "--fp8", "--seed", "--text_encoder"]
+    assert set(without_effect(capsys)) == {"dit", "text_encoder", "seed", "fp8"}
+
+
+def without_effect(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
+    """The options that were said to have no effect, with the reason."""
+    return dict(re.findall(r"--(\w+) has no effect: (.*)", capsys.readouterr().err))

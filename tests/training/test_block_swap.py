@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from library.models.anima.denoiser import AnimaDiT
 from library.training import block_swap
@@ -121,6 +121,13 @@ def test_swapped_blocks_give_the_same_outputs_and_gradients(count: int, asks: bo
     BlockSwap(list(model.blocks), count, CPU)
     for _ in range(3):
         assert_equal(step(model, inputs(requires_grad=asks)), expected)
+
+
+def test_a_block_that_is_recomputed_to_its_end_stays_for_its_gradients(visits: Visits):
+    model = Row(is_checkpointed=True)
+    BlockSwap(list(model.blocks), 4, CPU)
+    with set_checkpoint_early_stop(False):
+        assert_equal(step(model, inputs()), step(Row(), inputs()))
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True], ids=["plain", "checkpointed"])

@@ -101,14 +101,26 @@ def test_memory_options_change_no_loss(anima: SmallFamily, images: Path, tmp_pat
     assert anima.run(images, tmp_path / "b", "--max_train_steps", "2", *saving).losses == pytest.approx(plain, rel=1e-5)
 
 
+@pytest.mark.parametrize("extra", [[], ["--gradient_checkpointing"]], ids=["plain", "checkpointed"])
+def test_swapped_blocks_change_no_loss(
+    extra: list[str], anima: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Emulated: a CPU as its own device. The hooks, the placing and the adapters on swapped blocks are those of a GPU."""
+    plain = anima.run(images, tmp_path / "a", "--max_train_steps", "3", *extra).losses
+    monkeypatch.setattr("library.training.precision.swap_refusal", lambda device: None)
+    swapped = anima.run(images, tmp_path / "b", "--max_train_steps", "3", "--blocks_to_swap", "2", *extra).losses
+    assert swapped == plain
+
+
 BAD = [
     (["--min_snr_gamma", "5"], "--min_snr_gamma: Anima is a flow"),
     (["--self_attn_lr", "1e-4"], "network_reg_lrs="),
     (["--llm_adapter_lr", "1e-4"], "train_llm_adapter=True"),
     (["--max_token_length", "225"], "--qwen3_max_token_length"),
+    (["--attn_mode", "sageattn"], "--attn_mode sageattn: has no backward pass"),
     (["--timestep_sampling", "sigmiod"], "did you mean 'sigmoid'"),
     (["--discrete_flow_shift", "0"], "--discrete_flow_shift 0: must be more than 0"),
-    (["--blocks_to_swap", "2"], "there is no GPU whose memory it could save"),
+    (["--blocks_to_swap", "2"], "no memory of its own to save"),
     (["--network_args", "conv_dim=4"], "conv_dim"),
     (["--qwen3", "nowhere.safetensors"], "nowhere.safetensors"),
 ]
@@ -139,3 +151,11 @@ def test_the_learning_rates_of_the_advice_are_taken(anima: SmallFamily, images: 
     )
     moved = {name.partition(".")[0] for name, tensor in load_tensors(result.file).items() if "hada_w2_a" in name and tensor.abs().max() > 0}
     assert moved and all("_self_attn_" in name for name in moved)
+
+
+@pytest.mark.parametrize("extra", [[], ["--mixed_precision", "bf16", "--gradient_checkpointing"]], ids=["fp32", "bf16"])
+def test_every_layer_learns_once_nothing_is_excluded(extra: list[str], anima: SmallFamily, images: Path, tmp_path: Path) -> None:
+    arguments = ["--network_args", "include_patterns=['.*']", "train_llm_adapter=True"]
+    result = anima.run(images, tmp_path, "--max_train_steps", "2", "--network_train_unet_only", *arguments, *extra)
+    moved = {name: tensor.abs().max() > 0 for name, tensor in load_tensors(result.file).items() if name.endswith("hada_w2_a")}
+    assert len(moved) == 1 + 2 + 2 * 10 + 2 * 16 + 3 and all(moved.values())

@@ -14,7 +14,7 @@ from library.models.architecture import Architecture
 LATENT = "latent"  # the name of the tensor in a file, (1, channels, 1 frame, height/8, width/8) as sd-scripts writes it
 LATENT_KEYS = {
     "seed": "seeds", "prompt": "prompt", "height": "height", "width": "width", "steps": "infer_steps", "scale": "guidance_scale",
-    "negative-prompt": "negative_prompt", "flow-shift": "flow_shift", "networks": "networks",
+    "negative-prompt": "negative_prompt", "flow-shift": "flow_shift", "sampler": "sampler", "networks": "networks",
 }  # fmt: skip
 """A picture's parameters by their names in a PNG -> their names in a file of latents."""
 

@@ -10,10 +10,13 @@ logger = get_logger(__name__)
 ENDS = ("\x04", "\x1a")  # Ctrl-D and Ctrl-Z where a terminal passes them on
 
 
-def converse(draw: Callable[[str], object], ask: Callable[[str], str] = input) -> None:
-    """Draw line after line until an empty one, the end of input or Ctrl-C; a line that cannot be drawn is said, and the next asked for."""
-    logger.info("one prompt a line; an empty line, the end of input or Ctrl-C ends")
-    while line := _next(ask):
+def converse(draw: Callable[[str], object]) -> None:
+    """Draw line after line until an empty one, the end of input or Ctrl-C there.
+
+    A line that cannot be drawn is said, and the next asked for; so is one whose drawing Ctrl-C stops.
+    """
+    logger.info("one prompt a line; an empty line or the end of input ends")
+    while line := _next():
         try:
             draw(line)
         except ValueError as error:
@@ -21,11 +24,13 @@ def converse(draw: Callable[[str], object], ask: Callable[[str], str] = input) -
                 logger.error("%s", problem)
         except torch.OutOfMemoryError as error:
             logger.error("too large for the device's memory: %s", str(error).splitlines()[0])
+        except KeyboardInterrupt:
+            logger.warning("interrupted")
 
 
-def _next(ask: Callable[[str], str]) -> str:
+def _next() -> str:
     try:
-        line = ask("> ").strip()
+        line = input("> ").strip()
     except (EOFError, KeyboardInterrupt):
         return ""
     return "" if line in ENDS else line

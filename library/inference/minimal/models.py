@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -17,6 +17,7 @@ from library.models.architecture import Architecture
 from networks.network import Network
 
 logger = get_logger(__name__)
+PartName = Literal["text", "denoiser", "vae"]
 
 
 class LoadsInParts(Protocol):
@@ -45,15 +46,15 @@ class Parts:
     def __init__(self, arch: LoadsInParts, options: Any, *, device: torch.device, dtype: torch.dtype) -> None:
         self._arch, self._options, self._device, self._dtype = arch, options, device, dtype
         self._thread = ThreadPoolExecutor(1, "loading")
-        self._parts: dict[str, Future[Any]] = {}
+        self._parts: dict[PartName, Future[Any]] = {}
 
-    def begin(self, name: str, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
-        """Load `text`, `denoiser` or `vae` after what was begun before, to the usual device in the usual dtype if none is given."""
+    def begin(self, name: PartName, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
+        """Load a part after those that were begun before, to the usual device in the usual dtype if none is given."""
         load = getattr(self._arch, f"load_{name}")
         places = {"device": device or self._device, "dtype": dtype or self._dtype}
         self._parts[name] = self._thread.submit(load, self._options, **places)
 
-    def take(self, name: str) -> Any:
+    def take(self, name: PartName) -> Any:
         """A part, waited for. Raises what its loading raised; then nothing more is loaded."""
         try:
             return self._parts[name].result()
@@ -70,8 +71,8 @@ class Parts:
 class DrawingModels:
     """Text encoders, denoiser and VAE as they draw: adapters merged or attached, weights in fp8, blocks compiled."""
 
-    def __init__(self, arch: Architecture, parts: Parts, device: torch.device, adapters: AdapterOptions, machine: MachineOptions) -> None:
-        self._arch, self._parts, self._device, self._adapters, self._machine = arch, parts, device, adapters, machine
+    def __init__(self, arch: Architecture, parts: Parts, adapters: AdapterOptions, machine: MachineOptions) -> None:
+        self._arch, self._parts, self._adapters, self._machine = arch, parts, adapters, machine
         self._attached: list[Network] = []
 
     @property

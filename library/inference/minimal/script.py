@@ -12,6 +12,7 @@ from library.core.command_line import OptionSet, parse_command_line
 from library.core.log import get_logger, set_up_logging
 from library.core.options import OptionError
 from library.core.rules import without_effect
+from library.core.tensor_file import listing
 from library.inference.images import to_images
 from library.inference.minimal.files import PictureFolder, read_latents
 from library.inference.minimal.interactive import converse
@@ -46,6 +47,10 @@ class FilesInParts(GenerationFiles, Protocol):
         """What is needed for drawing latents, or for decoding them, and was not given."""
         ...
 
+    def check_models(self, *, decodes: bool) -> None:
+        """Raises `ValueError` where files for drawing, and for decoding too, are not whole or do not fit each other."""
+        ...
+
 
 def option_groups(arch: Architecture) -> list[type]:
     """The option groups of a family's minimal script, in the order of its help."""
@@ -70,7 +75,7 @@ def main(family: str, argv: list[str]) -> list[Path]:
     output = options[OutputOptions]
     folder = PictureFolder(writable_folder(output.save_path, "--save_path"), with_metadata=not output.no_metadata)
     if options[PromptOptions].latent_path:
-        return list(_decode(arch, options, device, folder))
+        return _told(list(_decode(arch, options, device, folder)))
     return _draw(arch, options, device, folder)
 
 
@@ -84,13 +89,15 @@ def _draw(arch: Architecture, options: OptionSet, device: torch.device, folder: 
         return requests_of(lines, options[DrawingOptions], prompts.negative_prompt, options[AdapterOptions], arch)
 
     requests = [] if prompts.interactive else requested(_lines(prompts))
+    if options[DrawingOptions].split_guidance and requests and not any(request.guides for request in requests):
+        logger.warning("--split_guidance has no effect: no picture is guided")
     check_machine(machine, device, arch)
     stages = _stages(arch, options, device, folder)
     if not prompts.interactive:
-        return stages.draw(requests)
+        return _told(stages.draw(requests))
     _ = stages.models.denoiser  # loaded before the first prompt: what is wrong with the files is said now
     written: list[Path] = []
-    converse(lambda line: written.extend(stages.draw(requested([parse_line(line, "this line", DrawingLine)]))))
+    converse(lambda line: written.extend(_told(stages.draw(requested([parse_line(line, "this line", DrawingLine)])))))
     return written
 
 
@@ -106,6 +113,11 @@ def _decode(arch: Architecture, options: OptionSet, device: torch.device, folder
         yield folder.save_image(image, parameters, ending=f"_{path.stem}")
 
 
+def _told(paths: list[Path]) -> list[Path]:
+    logger.info("wrote %s", listing([str(path) for path in paths], 4))
+    return paths
+
+
 # What they need
 
 
@@ -117,6 +129,8 @@ def _check_files(arch: Architecture, options: OptionSet) -> None:
         problems.append(f"--output_type {output.output_type}: --latent_path has the latents already, and gives images")
     if problems:
         raise OptionError(problems)
+    if not only_decodes:
+        files.check_models(decodes=output.writes_images)
 
 
 def _lines(prompts: PromptOptions) -> list[PromptLine]:
@@ -137,7 +151,7 @@ def _stages(arch: Architecture, options: OptionSet, device: torch.device, folder
         parts.begin("vae")
     adapters = options[AdapterOptions]
     return Stages(
-        arch=arch, models=DrawingModels(arch, parts, device, adapters, machine), model_options=model_options, device=device, dtype=dtype,
+        arch=arch, models=DrawingModels(arch, parts, adapters, machine), model_options=model_options, device=device, dtype=dtype,
         drawing=options[DrawingOptions], output=output, folder=folder, adapter_files=adapters.lora_weight,
         keeps_models=options[PromptOptions].interactive,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from library.data.batch import TextStates
@@ -44,14 +44,17 @@ class Stages:
             self.models.release_text()
         drawn: list[tuple[Request, Tensor]] = []
         written: list[Path] = []
-        for request, latents in self._latents(requests, states):
-            drawn.append((request, latents))
-            if self.output.writes_latents:
-                written.append(self.folder.save_latents(latents, self._parameters(request)))
-        if not self.keeps_models:
-            self.models.release_denoiser()
-        if self.output.writes_images:
-            written += self._pictures(drawn)
+        denoiser = self.models.denoiser
+        try:
+            for request, latents in self._latents(denoiser, requests, states):
+                drawn.append((request, latents))
+                if self.output.writes_latents:
+                    written.append(self.folder.save_latents(latents, self._parameters(request)))
+        finally:  # what was drawn before an error or Ctrl-C is not lost
+            if not self.keeps_models:
+                self.models.release_denoiser()
+            if self.output.writes_images:
+                written += self._pictures(drawn)
         return written
 
     def _texts(self, requests: Sequence[Request]) -> dict[Key, TextStates]:
@@ -65,9 +68,9 @@ class Stages:
             states[prompt, strengths] = {name: state.cpu() for name, state in found.items()}
         return states
 
-    def _latents(self, requests: Sequence[Request], states: dict[Key, TextStates]) -> Iterator[tuple[Request, Tensor]]:
+    def _latents(self, denoiser: nn.Module, requests: Sequence[Request], states: dict[Key, TextStates]) -> Iterator[tuple[Request, Tensor]]:
         """Each request with its latents (channels, height, width), float32, on the CPU."""
-        models = Models(denoiser=self.models.denoiser, text_encoders=[], tokenizers=[], vae=None)
+        models = Models(denoiser=denoiser, text_encoders=[], tokenizers=[], vae=None)
         groups = batches(requests, self.drawing.batch_size)
         with tqdm(total=sum(group[0].steps for group in groups), desc="steps") as bar:
             generator = Generator(

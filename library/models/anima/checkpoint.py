@@ -155,8 +155,9 @@ def _find_adapter(path: Path) -> Found:
 
 def _in_folder(path: Path, component: Component) -> Found:
     folder = subfolder(component, path)
+    described = folder_component(component, folder)
     weights = folder_weights(folder)
-    return Found(folder, folder_component(component, folder), weights, weights.shapes)
+    return Found(folder, described, weights, weights.shapes)
 
 
 def _in_file(path: Path, layouts: tuple[Marked, ...]) -> Found:
@@ -167,6 +168,7 @@ def _in_file(path: Path, layouts: tuple[Marked, ...]) -> Found:
         prefix = next((prefix for prefix in layout.prefixes if prefix + layout.mark in weights.shapes), None)
         if prefix is not None:
             _check_rest(path, weights, prefix, layout.component.title)
+            weights.check_plain(prefix)
             return Found(path, replace(layout.component, prefix=prefix), weights, weights.under(prefix))
     kind, mark = layouts[0].kind, layouts[0].mark
     other = seems_to_be(weights.shapes, kind)

@@ -31,7 +31,9 @@ def folder_component(component: Component, folder: Path) -> Component:
 
 def folder_weights(folder: Path) -> Weights:
     """The tensors in the folder of one model; those of a causal language model without its level `model.`."""
-    return Weights(weight_files(folder), lambda key: None if CONSTANTS.fullmatch(key) else key.removeprefix("model."))
+    weights = Weights(weight_files(folder), lambda key: None if CONSTANTS.fullmatch(key) else key.removeprefix("model."))
+    weights.check_plain()
+    return weights
 
 
 # Builders

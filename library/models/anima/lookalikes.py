@@ -7,12 +7,14 @@ from library.models.weights import Shapes
 DIT = Lookalike(
     r"(^|\.)blocks\.\d+\.adaln_modulation_self_attn\.|(^|\.)x_embedder\.proj\.1\.",
     "an Anima DiT",
-    "give it to --pretrained_model_name_or_path",
+    "give it to --pretrained_model_name_or_path (--dit for anima_minimal_inference.py)",
 )
 ADAPTER = Lookalike(
     r"(^|\.)llm_adapter\.|^blocks\.\d+\.(cross_attn\.k_norm|norm_cross_attn)\.", "an llm adapter", "give it to --llm_adapter_path"
 )
-ENCODER = Lookalike(r"(^|\.)layers\.\d+\.self_attn\.q_norm\.", "a Qwen3 text encoder", "give it to --qwen3")
+ENCODER = Lookalike(
+    r"(^|\.)layers\.\d+\.self_attn\.q_norm\.", "a Qwen3 text encoder", "give it to --qwen3 (--text_encoder for anima_minimal_inference.py)"
+)
 VAE = Lookalike(
     r"(^|\.)(encoder|decoder)\.(down|up)samples\.\d+\.(residual|resample)\.|(^|\.)encoder\.down_blocks\.\d+\.(norm1|conv1|resample)\.",
     "a Qwen-Image or Wan 2.1 VAE",

@@ -10,6 +10,7 @@ import torch
 from library.core.devices import dtype_named
 from library.core.options import declared, option
 from library.core.rules import Rule
+from library.models.anima.checkpoint import check_files
 
 AttentionMode = Literal["torch", "sdpa", "flash", "sageattn", "xformers"]
 LENGTHS = ("qwen3_max_token_length", "t5_max_token_length", "vae_chunk_size")
@@ -44,6 +45,8 @@ class ModelOptions:
     def check(self) -> Iterable[str]:
         """What is wrong: lengths below one, a file without the other models."""
         yield from _below_one(self)
+        if self.attn_mode == "sageattn":
+            yield "--attn_mode sageattn: has no backward pass, so nothing can be trained through it; use torch, flash or xformers"
         if not self.dit.is_dir():
             for name, what in (("qwen3", "the Qwen3 text encoder"), ("vae", "the Qwen-Image VAE")):
                 if getattr(self, name) is None:
@@ -96,7 +99,7 @@ class GenerationFiles:
         "text_encoder", "llm_adapter_path", "t5_tokenizer_path", "qwen3_tokenizer_path", "tokenizer_cache_dir",
         "qwen3_max_token_length", "t5_max_token_length", "attn_mode", "split_attn",
     )  # fmt: skip
-    for_decoding: ClassVar[tuple[str, ...]] = ("vae", "no_half_vae", "vae_chunk_size", "vae_disable_cache", "qwen_image_vae_2d")
+    for_decoding: ClassVar[tuple[str, ...]] = ("vae", "no_half_vae", "vae_chunk_size")
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(option="dit", when=lambda v: v.get("latent_path") and v["vae"], because="--latent_path only decodes, with --vae"),
         Rule(option="vae_disable_cache", when=lambda v: v["vae_disable_cache"], because="a VAE of single pictures has nothing to keep"),
@@ -108,14 +111,24 @@ class GenerationFiles:
         yield from _below_one(self)
 
     def missing(self, *, draws: bool, decodes: bool) -> Iterable[str]:
-        """What is needed for drawing latents, or for decoding them, and was not given: a diffusers folder holds the other models too."""
+        """What is needed for drawing latents, or for decoding them, and was not given or is not there."""
         is_folder = self.dit is not None and Path(self.dit).is_dir()
-        if draws and self.dit is None:
-            yield "--dit is required: Anima's DiT, a .safetensors file, or a folder in diffusers layout"
-        if draws and self.text_encoder is None and not is_folder:
-            yield "--text_encoder is required: the Qwen3 text encoder; only a diffusers folder holds it beside the DiT"
-        if decodes and self.vae is None and not is_folder:
-            yield "--vae is required: the Qwen-Image VAE; only a diffusers folder holds it beside the DiT"
+        needed = {
+            "dit": ("Anima's DiT, a .safetensors file, or a folder in diffusers layout", draws),
+            "text_encoder": ("the Qwen3 text encoder; only a diffusers folder holds it beside the DiT", draws and not is_folder),
+            "vae": ("the Qwen-Image VAE; only a diffusers folder holds it beside the DiT", decodes and not is_folder),
+        }
+        for name, (what, is_needed) in needed.items():
+            given, is_read = getattr(self, name), decodes if name == "vae" else draws
+            if given is None and is_needed:
+                yield f"--{name} is required: {what}"
+            elif given is not None and is_read and not Path(given).exists():
+                yield f"--{name} {given}: no such file or folder"
+
+    def check_models(self, *, decodes: bool) -> None:
+        """Raises `ValueError` where files for drawing, and for decoding too, are not whole or do not fit each other; reads headers only."""
+        files, adapter = self.model_options(), self.llm_adapter_path
+        check_files(files.dit, files.text_encoder, files.vae_path if decodes else None, None if adapter is None else Path(adapter))
 
     def model_options(self) -> ModelOptions:
         """The same files as the training script names them."""

@@ -14,7 +14,7 @@ from library.diffusion.flow import FlowOptions, FlowProcess
 from library.diffusion.process import NoiseProcess
 from library.models.anima import text
 from library.models.anima.attention import set_attention
-from library.models.anima.checkpoint import load_denoiser, load_text_encoder, load_vae
+from library.models.anima.checkpoint import check_files, load_denoiser, load_text_encoder, load_vae
 from library.models.anima.denoiser import AnimaDiT
 from library.models.anima.names import AnimaNaming
 from library.models.anima.options import NOT_ANIMA, GenerationFiles, ModelOptions
@@ -44,6 +44,8 @@ class Anima(AnimaNaming, Architecture):
     refused: ClassVar[Mapping[str, str]] = NOT_ANIMA
 
     def load(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> Models:
+        files = cast(ModelOptions, options)
+        check_files(files.dit, files.text_encoder, files.vae_path, _path(files.llm_adapter_path))
         encoders, tokenizers = self.load_text(options, device=device, dtype=dtype)
         denoiser = self.load_denoiser(options, device=device, dtype=dtype)
         check_sizes(tokenizers, cast(Any, encoders[0]).config.vocab_size, denoiser.text_conditioner.embed.num_embeddings)

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from library.core.log import get_logger
 from library.models.anima.tokenizer_files import read_qwen, read_t5
-
-logger = get_logger(__name__)
+from library.models.vocabulary_files import cache_folders, hub_folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ QWEN = Kind(
     title="Qwen3",
     hub_name="Qwen/Qwen3-0.6B",
     hub_files=("vocab.json", "merges.txt", "tokenizer_config.json"),
-    needs="vocab.json and merges.txt (with tokenizer_config.json), or tokenizer.json",
+    needs="vocab.json, merges.txt and tokenizer_config.json, or tokenizer.json (a BPE model)",
     option="--qwen3_tokenizer_path",
     suffix=".tokenizer",
     folder="tokenizer",
@@ -46,7 +44,7 @@ T5 = Kind(
     title="T5",
     hub_name="google-t5/t5-base",  # all sizes of T5 and T5 v1.1 have the same
     hub_files=("tokenizer.json",),
-    needs="tokenizer.json or spiece.model",
+    needs="tokenizer.json (a Unigram model) or spiece.model",
     option="--t5_tokenizer_path",
     suffix=".t5_tokenizer",
     folder="t5_tokenizer",
@@ -88,12 +86,12 @@ def find_tokenizers(
 
 
 def check_sizes(tokenizers: Sequence[Tokenizer], qwen_embeddings: int, t5_embeddings: int) -> None:
-    """Raise `ValueError` for a tokenizer with ids beyond the rows that its model embeds."""
+    """Raise `ValueError` for a tokenizer with ids beyond the rows that its model embeds, or with less than half as many."""
     for kind, tokenizer, rows in zip((QWEN, T5), tokenizers, (qwen_embeddings, t5_embeddings), strict=True):
-        if tokenizer.size > rows:
+        if not rows < 2 * tokenizer.size <= 2 * rows:
             raise ValueError(
-                f"the {kind.title} tokenizer in {tokenizer.where} has {tokenizer.size} tokens, the model embeds {rows}; "
-                f"give the tokenizer of this model with {kind.option}"
+                f"the {kind.title} tokenizer in {tokenizer.where} has {tokenizer.size} tokens, the model embeds {rows}: it is another "
+                f"model's; give this model's with {kind.option}"
             )
 
 
@@ -104,14 +102,14 @@ def _find(kind: Kind, given: Path | None, models: Iterable[Path], cache: Path | 
     if given is not None:
         found = _read(kind, given)
         if found is None:
-            raise ValueError(f"{kind.option} {given}: no {kind.title} tokenizer there; needs {kind.needs}")
+            raise ValueError(f"{kind.option} {given}: no {kind.title} tokenizer there; needs {kind.needs} with the token {kind.pad}")
         return found
     places = [place for model in models for place in _beside(kind, model)]
-    for place in (*places, *_cached(kind, cache)):
-        found = _read(kind, place)
-        if found is not None:
-            return found
-    found = _from_hub(kind, cache)
+    cached = [] if cache is None else [cache / kind.folder, *cache_folders(cache, kind.hub_name)]
+    found = next((found for place in (*places, *cached) if (found := _read(kind, place)) is not None), None)
+    if found is None:
+        folder = hub_folder(kind.hub_name, kind.hub_files, cache)
+        found = None if folder is None else _read(kind, folder)
     if found is None:
         raise ValueError(
             f"no {kind.title} tokenizer found: put {kind.needs}, as in {kind.hub_name} on the hub, into the folder {places[0]}, "
@@ -128,39 +126,14 @@ def _beside(kind: Kind, model: Path) -> list[Path]:
     return [model.with_name(model.stem + kind.suffix), *around]
 
 
-def _cached(kind: Kind, cache: Path | None) -> list[Path]:
-    """The snapshots of a hub cache in `cache`, and plain folders there."""
-    if cache is None:
-        return []
-    snapshots = sorted(cache.glob(f"models--{kind.hub_name.replace('/', '--')}/snapshots/*"))
-    return [cache / kind.folder, cache / kind.hub_name.replace("/", "_"), *snapshots]
-
-
-def _from_hub(kind: Kind, cache: Path | None) -> Tokenizer | None:
-    """The files of the hub, downloaded where its cache does not hold them; None offline."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    problem: Exception | None = None
-    for is_offline in (True, False):
-        try:
-            paths = [Path(hf_hub_download(kind.hub_name, name, cache_dir=cache, local_files_only=is_offline)) for name in kind.hub_files]
-            return _read(kind, paths[0].parent)
-        except (OSError, ValueError, HfHubHTTPError) as error:
-            problem = error
-    logger.info("the hub was asked for %s and did not give it: %s", kind.hub_name, problem)
-    return None
-
-
 def _read(kind: Kind, place: Path) -> Tokenizer | None:
-    """The tokenizer of a folder or file, None where it holds none of this kind."""
+    """The tokenizer of a folder or file, None where it holds none of this kind, or one without the tokens that this kind ends with."""
     backend = kind.read(place)
     if backend is None:
         return None
-    ids = {token: backend.token_to_id(token) for token in (kind.pad, *kind.end)}
-    missing = [token for token, number in ids.items() if number is None]
-    if missing:
-        raise ValueError(f"{place}: not a {kind.title} tokenizer: its vocabulary lacks {' and '.join(missing)}")
+    special = [backend.token_to_id(token) for token in (kind.pad, *kind.end)]
+    if None in special:
+        return None
     backend.no_padding()
     backend.no_truncation()
-    return Tokenizer(backend, ids[kind.pad], tuple(ids[token] for token in kind.end), str(place))
+    return Tokenizer(backend, special[0], tuple(special[1:]), str(place))

@@ -75,6 +75,7 @@ def load_vae(path: Path | str, *, dtype: torch.dtype, device: torch.device) -> n
     else:
         weights = Weights([path], MEANINGFUL)
         component = _vae_layout(path, weights)
+        weights.check_plain(component.prefix)
     try:
         planned = plan(component, weights.under(component.prefix))
     except ValueError as error:
@@ -105,6 +106,7 @@ def _single_file_sources(path: Path, wanted: list[Component]) -> dict[Component,
     other = seems_to_be(weights.shapes)
     if other is not None:
         raise ValueError(f"{path}: not an SDXL checkpoint: {other}")
+    weights.check_plain()
     velocity = [key for key in weights.shapes if key in VELOCITY_MARKS]
     if velocity:
         raise ValueError(f"{path}: predicts velocity (it has the tensor '{velocity[0]}'); this version knows noise prediction only")

@@ -22,6 +22,7 @@ def folder_weights(component: Component, folder: Path) -> tuple[Component, Weigh
     config = read_config(folder, (wanted, "CLIPModel"), f"the {component.title} of SDXL", LAYOUT)
     is_text = component in (TEXT_1, TEXT_2)
     weights = Weights(weight_files(folder), _without_level if is_text else lambda key: key)
+    weights.check_plain()
     return Component(component.title, "", lambda _: _BUILDERS[component](config), _text_names if is_text else same_names), weights
 
 

@@ -50,13 +50,13 @@ def build_small_anima() -> SmallAnima:
     conditioner = AnimaTextConditioner(
         source_dim=TEXT_WIDTH, target_dim=24, model_dim=24, num_layers=2, num_attention_heads=2, mlp_ratio=2.0, target_vocab_size=T5_WORDS
     )
-    config = Qwen3Config(
-        vocab_size=QWEN_WORDS, hidden_size=TEXT_WIDTH, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=16, rope_theta=1_000_000.0, max_position_embeddings=32768,
-    )  # fmt: skip
+    config: dict[str, Any] = {
+        "vocab_size": QWEN_WORDS, "hidden_size": TEXT_WIDTH, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 16, "rope_theta": 1_000_000.0, "max_position_embeddings": 32768,
+    }  # fmt: skip
     models = SmallAnima(
         denoiser=nn.ModuleDict({"transformer": transformer, "text_conditioner": conditioner}),
-        text_encoder=Qwen3Model(config),
+        text_encoder=Qwen3Model(Qwen3Config(**config)),
         vae=AutoencoderKLQwenImage(base_dim=8, dim_mult=[1, 2, 4, 4], num_res_blocks=1),
     )
     generator = torch.Generator().manual_seed(0)
@@ -116,6 +116,7 @@ def write_t5_tokenizer(folder: Path) -> int:
     pieces = [(token, 0.0) for token in T5_SPECIAL]
     pieces += [("\u2581" + word, -3.0) for word in WORDS]  # U+2581 stands for a space
     pieces += [("\u2581", -4.0), *((letter, -6.0) for letter in (*LETTERS, *LETTERS.upper(), *",.-0123456789"))]
+    pieces += [(f"<extra_id_{number}>", 0.0) for number in reversed(range(100))]
     t5_tokenizer(pieces).save(str(_made(folder) / "tokenizer.json"))
     _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "T5Tokenizer", "pad_token": "<pad>", "eos_token": "</s>"})
     return len(pieces)

@@ -134,19 +134,21 @@ def test_gradients_in_float64_are_the_slopes(case: Any):
 
 @pytest.mark.parametrize("case", [_velocity_of, _conditioning_of], ids=["velocity", "conditioning"])
 def test_gradients_in_float32_are_those_of_float64(case: Any):
-    found = gradients(*case(wrapped()), torch.float32)
-    expected = gradients(*case(wrapped().double()), torch.float64)
+    (call, at), (exact, _) = case(wrapped()), case(wrapped().double())
+    found, expected = gradients(call, at, torch.float32), gradients(exact, at, torch.float64)
     assert all(error(one, other) < 1e-5 for one, other in zip(found, expected, strict=True))
 
 
-def test_checkpointing_computes_blocks_again_and_gives_the_same_gradients():
-    denoiser = wrapped()
-    expected = gradients(*_velocity_of(denoiser), torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_checkpointing_computes_blocks_again_and_gives_the_same_gradients(dtype: torch.dtype):
+    denoiser = wrapped(dtype)
+    call, at = _velocity_of(denoiser)
+    expected = gradients(call, at, torch.float32)
     runs: list[int] = []
     for n, block in enumerate(denoiser.blocks()):
         block.register_forward_pre_hook(lambda *_, n=n: runs.append(n))
     denoiser.enable_gradient_checkpointing()
-    found = gradients(*_velocity_of(denoiser), torch.float32)
+    found = gradients(call, at, torch.float32)
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
     assert runs == [0, 1, 1, 0]
 
@@ -204,8 +206,7 @@ def test_times_that_bf16_cannot_tell_apart_give_two_velocities():
     with torch.no_grad():
         found = denoiser(latents, late, conditioning) - denoiser(latents, early, conditioning)
     assert found.abs().max() > 0
-    modules = denoiser.transformer.time_embed
-    assert all(state.dtype is torch.float32 for state in modules(latents, early))
+    assert all(state.dtype is torch.float32 for state in denoiser.transformer.time_embed(latents, early))
 
 
 # Sizes and text

@@ -57,7 +57,7 @@ def test_a_transformer_that_counts_its_mask_apart_computes_as_the_single_file(fi
     generator = torch.Generator().manual_seed(0)
     latents, text = torch.randn((1, 16, 4, 6), generator=generator), torch.randn((1, 5, 24), generator=generator)
     velocities = [denoiser(latents, torch.tensor([0.5]), text) for denoiser in denoisers]
-    assert torch.equal(*velocities)
+    torch.testing.assert_close(*velocities, rtol=1e-5, atol=1e-5)
     assert denoisers[0].transformer.rope.max_size == denoisers[1].transformer.rope.max_size
 
 
@@ -92,7 +92,7 @@ def test_a_folder_without_conditioner_takes_a_given_llm_adapter(models: SmallAni
 @pytest.mark.parametrize(
     ("part", "changes", "said"),
     [
-        ("transformer", {"_class_name": "QwenImageTransformer2DModel"}, "is a QwenImageTransformer2DModel; the transformer of Anima is a Cosmos"),
+        ("transformer", {"_class_name": "QwenImageTransformer2DModel"}, "is a QwenImage.*; the transformer of Anima is a Cosmos"),
         ("transformer", {"num_layers": 3}, r"transformer: .* missing tensors: transformer_blocks\.2\."),
         ("transformer", {"_name_or_path": "x", "extra_pos_embed_type": "learnable"}, None),
         ("text_conditioner", {"target_dim": 20}, r"misshapen tensors: embed\.weight \[\d+, 24\] for \[\d+, 20\]"),

@@ -1,5 +1,6 @@
 """The canonical names of Anima: equal to sd-scripts' at full size, in each of the class trees, and nothing else is taken for it."""
 
+import copy
 import gzip
 import json
 import re
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from torch import nn
 
+from library.models.anima.denoiser import AnimaDiT
 from library.models.anima.names import DIT, NAMING, PARTS, TEXT
 from library.models.naming import Part, Target, naming_of
 
@@ -123,3 +125,11 @@ def test_the_text_encoder_is_named_alike_inside_a_causal_language_model(small_an
 
 def test_parts_have_prefixes_of_their_own():
     assert [part.prefix for part in PARTS] == ["lora_unet", "lora_te"]
+
+
+def test_the_denoiser_that_is_trained_has_the_names_of_its_plain_modules(full_size: dict[str, nn.Module]):
+    plain = full_size["lora_unet"]
+    before = NAMING.targets(DIT, plain)
+    trained = AnimaDiT(*(copy.deepcopy(plain.get_submodule(name)) for name in ("transformer", "text_conditioner")))
+    assert NAMING.targets(DIT, trained) == before and NAMING.recognises(trained)
+    assert {name: tensor.shape for name, tensor in trained.state_dict().items()} == {n: t.shape for n, t in plain.state_dict().items()}

@@ -66,3 +66,8 @@ def test_other_files_and_folders_are_refused_by_name(tmp_path: Path):
         anima_outline(tmp_path)
     with pytest.raises(ValueError, match=r"nothing.safetensors: no such file"):
         anima_outline(tmp_path / "nothing.safetensors")
+
+
+def test_a_checkpoint_of_another_family_is_told(small_sdxl_file: Path):
+    with pytest.raises(ValueError, match=r"not a checkpoint of Anima: .*; it seems to be an SDXL checkpoint"):
+        anima_outline(small_sdxl_file)
