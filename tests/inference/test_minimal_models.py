@@ -24,6 +24,9 @@ class Family:
     def __init__(self, failing: str = "") -> None:
         self.failing, self.loaded, self.gate = failing, [], threading.Event()
 
+    def check_fit(self, text_encoders: Any, tokenizers: Any, denoiser: nn.Module) -> None:
+        return None
+
     def load_text(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> tuple[list[nn.Module], list[Any]]:
         return [self._load("text")], []
 

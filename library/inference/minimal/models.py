@@ -35,6 +35,10 @@ class LoadsInParts(Protocol):
         """The VAE."""
         ...
 
+    def check_fit(self, text_encoders: Sequence[nn.Module], tokenizers: Sequence[Any], denoiser: nn.Module) -> None:
+        """Raise `ValueError` for parts that do not fit each other, as only the loaded parts tell."""
+        ...
+
 
 class Parts:
     """The models behind futures: one thread loads the text encoders, the denoiser and the VAE in this order.
@@ -44,13 +48,14 @@ class Parts:
     """
 
     def __init__(self, arch: LoadsInParts, options: Any, *, device: torch.device, dtype: torch.dtype) -> None:
-        self._arch, self._options, self._device, self._dtype = arch, options, device, dtype
+        self.arch = arch
+        self._options, self._device, self._dtype = options, device, dtype
         self._thread = ThreadPoolExecutor(1, "loading")
         self._parts: dict[PartName, Future[Any]] = {}
 
     def begin(self, name: PartName, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         """Load a part after those that were begun before, to the usual device in the usual dtype if none is given."""
-        load = getattr(self._arch, f"load_{name}")
+        load = getattr(self.arch, f"load_{name}")
         places = {"device": device or self._device, "dtype": dtype or self._dtype}
         self._parts[name] = self._thread.submit(load, self._options, **places)
 
@@ -86,7 +91,8 @@ class DrawingModels:
     def denoiser(self) -> nn.Module:
         """The denoiser, ready. Raises `ValueError` for adapters that do not fit, and what loading raises."""
         self._parts.take_all()
-        denoiser, (encoders, _) = self._parts.take("denoiser"), self._parts.take("text")
+        denoiser, (encoders, tokenizers) = self._parts.take("denoiser"), self._parts.take("text")
+        self._parts.arch.check_fit(encoders, tokenizers, denoiser)
         if not self._adapters.no_merge:
             merge_for_good(read_networks(self._adapters, denoiser, encoders))
         if self._machine.fp8:

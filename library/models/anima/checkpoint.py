@@ -189,9 +189,8 @@ def _check_rest(path: Path, weights: Weights, prefix: str, title: str) -> None:
 
 
 def _check_together(found: Sequence[Found], plans: Sequence[Plan]) -> None:
-    """Do the models fit each other? A mixed-up set of files fails here and not in the first step."""
-    configs = [_config(planned.module) for planned in plans]
-    transformer, conditioner, *others = configs
+    """Do transformer, llm adapter and, where it is the third, text encoder fit each other? If not, fail here and not in the first step."""
+    transformer, conditioner, *others = (_config(planned.module) for planned in plans)
     claims = [
         (
             transformer["in_channels"] == transformer["out_channels"] + 1,

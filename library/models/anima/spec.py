@@ -48,15 +48,13 @@ class Anima(AnimaNaming, Architecture):
         check_files(files.dit, files.text_encoder, files.vae_path, _path(files.llm_adapter_path))
         encoders, tokenizers = self.load_text(options, device=device, dtype=dtype)
         denoiser = self.load_denoiser(options, device=device, dtype=dtype)
-        check_sizes(tokenizers, cast(Any, encoders[0]).config.vocab_size, denoiser.text_conditioner.embed.num_embeddings)
+        self.check_fit(encoders, tokenizers, denoiser)
         vae = self.load_vae(options, device=device, dtype=dtype)
         return Models(denoiser=denoiser, text_encoders=encoders, tokenizers=tokenizers, vae=vae)
 
     def load_text(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> tuple[list[nn.Module], list[Any]]:
         """The text encoder and both tokenizers. Raises `ValueError` as `load` does."""
         files = cast(ModelOptions, options)
-        if not files.text_encoder.exists():
-            raise ValueError(f"{files.text_encoder}: no such file or folder; --qwen3 names the Qwen3 text encoder")
         tokenizers = _tokenizers(files)
         return [load_text_encoder(files.text_encoder, device=device, dtype=dtype)], tokenizers
 
@@ -66,6 +64,11 @@ class Anima(AnimaNaming, Architecture):
         denoiser = load_denoiser(files.dit, device=device, dtype=dtype, llm_adapter=_path(files.llm_adapter_path))
         set_attention(denoiser, files.attn_mode or "torch", files.split_attn)
         return denoiser
+
+    def check_fit(self, text_encoders: Sequence[nn.Module], tokenizers: Sequence[Any], denoiser: nn.Module) -> None:
+        """Raise `ValueError` for tokenizers of another vocabulary than the models embed."""
+        rows = cast(AnimaDiT, denoiser).text_conditioner.embed.num_embeddings
+        check_sizes(tokenizers, cast(Any, text_encoders[0]).config.vocab_size, rows)
 
     def load_vae(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The VAE. Raises `ValueError` as `load` does."""
@@ -109,16 +112,16 @@ class Anima(AnimaNaming, Architecture):
         return cast(AnimaDiT, denoiser).blocks()
 
     def identity(self, options: Any) -> str:
-        """A digest of text encoder and VAE (see `sampled_file_hash`), the vocabularies, the caption lengths and the VAE's precision.
+        """A digest of text encoder and VAE (see `sampled_file_hash`), the tokenizers, the caption lengths and the VAE's precision.
 
         The DiT does not count: nothing that is cached passes through it. Nor do paths, names and dates: caches move with their model.
         """
         files = cast(ModelOptions, options)
         weights = [*weight_files(files.text_encoder), *weight_files(files.vae_path)]
-        vocabularies = (tokenizer.backend.get_vocab(with_added_tokens=True) for tokenizer in _tokenizers(files))
+        tokenizers = (tokenizer.backend.to_str() for tokenizer in _tokenizers(files))
         facts = [
             *map(sampled_file_hash, weights),
-            *(repr(sorted(vocabulary.items())) for vocabulary in vocabularies),
+            *tokenizers,
             *(str(fact) for fact in (files.qwen3_max_token_length, files.t5_max_token_length, files.no_half_vae)),
         ]
         return hashlib.sha256("\n".join(facts).encode("utf-8")).hexdigest()

@@ -19,6 +19,7 @@ from library.models.sdxl.configuration import LATENT_SCALE
 from library.models.sdxl.names import SDXLNaming
 from library.models.sdxl.options import NOT_SDXL, GenerationFiles, ModelOptions
 from library.models.sdxl.vocabulary import find_vocabularies
+from library.models.vae_precision import finite, like_weights, weights_precision
 
 
 class SDXL(SDXLNaming, Architecture):
@@ -55,16 +56,16 @@ class SDXL(SDXLNaming, Architecture):
 
     def encode_images(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None) -> Tensor:
         """Latents in float32: a sample of the posterior drawn with `generator`, or its mode without. `ValueError` on overflow."""
-        with _weights_precision(vae):
-            posterior = cast(Any, vae).encode(_like_weights(vae, pixels)).latent_dist
+        with weights_precision(vae):
+            posterior = cast(Any, vae).encode(like_weights(vae, pixels)).latent_dist
         latents = posterior.mode() if generator is None else posterior.sample(generator)
-        return _finite(vae, latents.float() * LATENT_SCALE, "latents")
+        return finite(vae, latents.float() * LATENT_SCALE, "latents")
 
     def decode_latents(self, vae: nn.Module, latents: Tensor) -> Tensor:
         """Pixels in float32. `ValueError` on overflow."""
-        with _weights_precision(vae):
-            pixels = cast(Any, vae).decode(_like_weights(vae, latents / LATENT_SCALE)).sample
-        return _finite(vae, pixels.float(), "pixels").clamp(-1, 1)
+        with weights_precision(vae):
+            pixels = cast(Any, vae).decode(like_weights(vae, latents / LATENT_SCALE)).sample
+        return finite(vae, pixels.float(), "pixels").clamp(-1, 1)
 
     def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str], options: Any) -> Tokens:
         return text.tokenize(tokenizers, captions, cast(ModelOptions, options).tokens)
@@ -114,21 +115,3 @@ class SDXL(SDXLNaming, Architecture):
 
 
 ARCHITECTURE = SDXL()
-
-
-def _weights_precision(vae: nn.Module) -> torch.autocast:
-    """Autocast off: it would run a VAE kept in 32 bits in the half precision that overflows."""
-    return torch.autocast(next(vae.parameters()).device.type, enabled=False)
-
-
-def _like_weights(module: nn.Module, x: Tensor) -> Tensor:
-    weight = next(module.parameters())
-    return x.to(weight.device, weight.dtype)
-
-
-def _finite(vae: nn.Module, x: Tensor, what: str) -> Tensor:
-    if torch.isfinite(x).all():
-        return x
-    dtype = next(vae.parameters()).dtype
-    advice = "give --no_half_vae" if dtype is torch.float16 else "its weights or what it was given are broken"
-    raise ValueError(f"the VAE in {str(dtype).removeprefix('torch.')} gave {what} that are not finite: {advice}")

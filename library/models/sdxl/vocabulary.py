@@ -5,15 +5,11 @@ Both tokenizers of SDXL share one vocabulary; a folder with `tokenizer/` and `to
 
 import gzip
 import importlib.util
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from library.core.log import get_logger
-
-logger = get_logger(__name__)
+from library.models.vocabulary_files import cache_folders, hub_folder, merge_pair, read_merges, read_table
 
 HUB_NAME = "openai/clip-vit-large-patch14"
 FILES = ("vocab.json", "merges.txt")
@@ -48,7 +44,7 @@ def find_vocabularies(checkpoint: Path, folder: str | None = None, cache: str | 
         return pair
     sources: tuple[Callable[[], Pair | None], ...] = (
         lambda: _first(_beside(checkpoint)),
-        lambda: _first(_in_cache(Path(cache))) if cache else None,
+        lambda: _first(cache_folders(Path(cache), HUB_NAME)) if cache else None,
         _in_package,
         lambda: _from_hub(cache),
     )
@@ -84,12 +80,6 @@ def _beside(checkpoint: Path) -> list[Path]:
     return [checkpoint.with_name(checkpoint.stem + ".tokenizer"), checkpoint.parent]
 
 
-def _in_cache(cache: Path) -> list[Path]:
-    """A plain folder, the folder that sd-scripts makes, and the snapshots of a hub cache."""
-    snapshots = sorted(cache.glob(f"models--{HUB_NAME.replace('/', '--')}/snapshots/*"))
-    return [cache, cache / HUB_NAME.replace("/", "_"), *snapshots]
-
-
 def _first(folders: Iterable[Path]) -> Pair | None:
     return next((pair for folder in folders if (pair := _in_folder(folder)) is not None), None)
 
@@ -107,22 +97,14 @@ def _in_package() -> Pair | None:
         path = Path(place) / PACKAGE_FILE
         if path.is_file():
             lines = gzip.decompress(path.read_bytes()).decode("utf-8").split("\n")
-            vocabulary = from_merges([_pair(line) for line in lines[1 : 1 + MERGES]], str(path))
+            vocabulary = from_merges([merge_pair(line) for line in lines[1 : 1 + MERGES]], str(path))
             return vocabulary, vocabulary
     return None
 
 
 def _from_hub(cache: str | None) -> Pair | None:
-    """The files of the hub, downloaded unless its cache holds them; None offline."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
-
-    try:
-        paths = [Path(hf_hub_download(HUB_NAME, name, cache_dir=cache)) for name in FILES]
-    except (OSError, ValueError, HfHubHTTPError) as error:
-        logger.info("the hub was asked for %s and did not give it: %s", HUB_NAME, error)
-        return None
-    return _in_folder(paths[0].parent)
+    folder = hub_folder(HUB_NAME, FILES, Path(cache) if cache else None)
+    return None if folder is None else _in_folder(folder)
 
 
 # Files
@@ -131,24 +113,12 @@ def _from_hub(cache: str | None) -> Pair | None:
 def _read_folder(folder: Path) -> Vocabulary | None:
     vocab, merges, single = folder / FILES[0], folder / FILES[1], folder / "tokenizer.json"
     if vocab.is_file() and merges.is_file():
-        lines = merges.read_text(encoding="utf-8").split("\n")
-        pairs = [_pair(line) for line in lines if line.strip() and not line.startswith("#version")]
-        return _checked(Vocabulary(_read_json(vocab), pairs, str(folder)))
+        return _checked(Vocabulary(read_table(vocab), read_merges(merges), str(folder)))
     if single.is_file():
-        model = _read_json(single).get("model", {})
-        pairs = [_pair(entry) if isinstance(entry, str) else tuple(entry) for entry in model.get("merges", [])]
+        model = read_table(single).get("model", {})
+        pairs = [merge_pair(entry) if isinstance(entry, str) else tuple(entry) for entry in model.get("merges", [])]
         return _checked(Vocabulary(model.get("vocab", {}), pairs, str(folder)))
     return None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from error
-    if not isinstance(table, dict):
-        raise ValueError(f"{path}: not a table")
-    return table
 
 
 def _checked(vocabulary: Vocabulary) -> Vocabulary:
@@ -156,8 +126,3 @@ def _checked(vocabulary: Vocabulary) -> Vocabulary:
     if missing:
         raise ValueError(f"{vocabulary.where}: not a CLIP tokenizer: its vocabulary lacks {' and '.join(missing)}")
     return vocabulary
-
-
-def _pair(line: str) -> tuple[str, str]:
-    left, _, right = line.strip("\r").partition(" ")
-    return left, right

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,7 @@ def test_a_dit_without_llm_adapter_asks_for_one(files: SmallFiles, tmp_path: Pat
 
 # Other sizes
 
+UNEVEN = math.nextafter(61 / 28, 3)  # int(28 * (61 / 28)) is 60
 SIZE: dict[str, Any] = {
     "in_channels": 17, "out_channels": 16, "num_attention_heads": 2, "attention_head_dim": 12, "num_layers": 1, "mlp_ratio": 2.0,
     "text_embed_dim": 24, "adaln_lora_dim": 8, "concat_padding_mask": False, "extra_pos_embed_type": None,
@@ -268,7 +270,7 @@ ADAPTER_SIZE: dict[str, Any] = {
     [
         ({"num_layers": 3}, {"num_layers": 3}),
         ({"num_attention_heads": 3, "adaln_lora_dim": 4}, {"num_attention_heads": 3}),
-        ({"mlp_ratio": 49 / 24}, {"mlp_ratio": 49.5 / 24}),
+        ({"attention_head_dim": 14, "mlp_ratio": UNEVEN}, {"model_dim": 28, "mlp_ratio": UNEVEN}),
         ({}, {"model_dim": 16}),
         ({}, {"use_self_attention": False}),
         ({}, {"use_layer_norm": True}),

@@ -162,7 +162,7 @@ def test_a_tokenizer_in_one_file_is_read(folder: Path, tmp_path: Path):
 
 @pytest.mark.usefixtures("no_package")
 def test_the_hub_is_asked_last(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _repository, name, cache_dir: str(folder / name))
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda _hub, name, **_: str(folder / name))
     assert find_vocabularies(tmp_path / "model.safetensors")[0].where == str(folder)
 
 
