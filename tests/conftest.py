@@ -1,8 +1,7 @@
-"""Fixtures for every area: a tiny random SDXL, as modules and as a checkpoint file with its tokenizer beside."""
+"""Fixtures for every area: tiny random models of every family, as modules and as files with their tokenizers beside."""
 
 import json
 import logging
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,8 +13,6 @@ from torch import nn
 
 WORDS = ("a", "cat", "dog", "red", "blue", "photo", "of", "the")
 TEXT_WIDTHS = (64, 128)
-
-sys.path.append(str(Path(__file__).parent / "models" / "anima"))
 
 
 @pytest.fixture(autouse=True)
@@ -67,33 +64,10 @@ def small_sdxl_modules() -> SimpleNamespace:
 @pytest.fixture(scope="session")
 def small_anima_modules() -> SimpleNamespace:
     """`denoiser` (children `transformer` and `text_conditioner`) and `text_encoder` of a tiny Anima, random, frozen, in eval mode."""
-    from diffusers.models.condition_embedders.condition_embedder_anima import AnimaTextConditioner
-    from diffusers.models.transformers.transformer_cosmos import CosmosTransformer3DModel
-    from transformers import Qwen3Config, Qwen3Model
+    from small_anima import build_small_anima
 
-    torch.manual_seed(0)
-    transformer = CosmosTransformer3DModel(
-        in_channels=17, out_channels=16, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2.0, text_embed_dim=24,
-        adaln_lora_dim=8, max_size=(128, 64, 64), rope_scale=(1.0, 4.0, 4.0), concat_padding_mask=False, extra_pos_embed_type=None,
-    )  # fmt: skip
-    conditioner = AnimaTextConditioner(
-        source_dim=32, target_dim=24, model_dim=24, num_layers=2, num_attention_heads=2, mlp_ratio=2.0, target_vocab_size=50
-    )
-    encoder = Qwen3Model(
-        Qwen3Config(
-            vocab_size=60,
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            head_dim=16,
-        )
-    )
-    denoiser = nn.ModuleDict({"transformer": transformer, "text_conditioner": conditioner})
-    for module in (denoiser, encoder):
-        _make_random(module)
-    return SimpleNamespace(denoiser=denoiser, text_encoder=encoder)
+    models = build_small_anima()
+    return SimpleNamespace(denoiser=models.denoiser, text_encoder=models.text_encoder)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path for folder in ("library", "networks", "tools", "benchmarks") for path in (ROOT / folder).rglob("*.py")) + sorted(
     ROOT.glob("*.py")
 )
-SCRIPTS = {"sdxl_train_network.py", "gen_img.py", "run.py"}
+SCRIPTS = {"sdxl_train_network.py", "anima_train_network.py", "gen_img.py", "anima_minimal_inference.py", "run.py"}
+FAMILIES = sorted(path.name for path in (ROOT / "library" / "models").iterdir() if (path / "names.py").is_file())
 
 MAY_IMPORT = {
     "library.core": {"library.core"},
@@ -127,3 +128,26 @@ def test_test_files_have_names_of_their_own() -> None:
     """Without packages pytest imports two files of one name as one module: the second is an error, unless bytecode of it lies about."""
     names = sorted(path.name for path in (ROOT / "tests").rglob("*.py") if path.name not in ("conftest.py", "__init__.py"))
     assert [name for name, other in itertools.pairwise(names) if name == other] == []
+
+
+def test_no_code_outside_of_a_family_names_it() -> None:
+    """In names, imports and texts of library/ and networks/; comments and docstrings may give one as an example."""
+    naming = []
+    for path, tree in trees():
+        place = path.relative_to(ROOT).parts
+        if place[0] not in ("library", "networks") or (place[:2] == ("library", "models") and place[2] in FAMILIES):
+            continue
+        docs = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+        words = (word for node in ast.walk(tree) if id(node) not in docs for word in _words(node))
+        naming += [f"{path.relative_to(ROOT)}: {word[:60]}" for word in words if any(family in word.lower() for family in FAMILIES)]
+    assert len(FAMILIES) >= 2 and naming == []
+
+
+def _words(node: ast.AST) -> Iterator[str]:
+    """What a node spells: a name, an attribute, a module, a text."""
+    for field in ("id", "attr", "name", "module", "arg"):
+        value = getattr(node, field, None)
+        if isinstance(value, str):
+            yield value
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.value

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from library.models.anima.text import LENGTH, encode_text, tokenize
 from tools.toy_anima import ToyAnima
 from tools.toy_captions import CaptionedLatents
-from tools.toy_training import Average, Run, warm_hold_fall
+from tools.toy_training import Average, Run, warm_cosine, warm_hold_fall
 
 Text = tuple[Tensor, Tensor]
 """What the transformer sees of captions, (captions, tokens + 1, width), and the biases of its attention to them."""
@@ -25,13 +25,15 @@ Text = tuple[Tensor, Tensor]
 class AnimaTraining:
     """How the transformer, the text conditioner and the text encoder are trained."""
 
-    steps: int = 2400
+    steps: int = 3200
     captions: int = 32
     latents_per_caption: int = 2
     learning_rate: float = 1.5e-3
     text_learning_rate: float = 1e-3
     warm_up: int = 60
     fall: int = 1000
+    again: int = 800  # the last steps, in which the rate falls a second time, from a part of what it was
+    again_rate: float = 0.6
     ema: float = 0.997
     caption_dropout: float = 0.1
     drawings: int = 12
@@ -72,7 +74,7 @@ def train_anima(
     run.resume()
     while run.step < training.steps:
         for group in optimizer.param_groups:
-            group["lr"] = group["top"] * warm_hold_fall(run.step, training.steps, training.warm_up, training.fall)
+            group["lr"] = group["top"] * _rate(training, run.step)
         run.note(_step(models, data, training, optimizer, run.step))
         average.follow(trained, run.step - 1)
         if run.step % training.log_every == 0:
@@ -114,6 +116,14 @@ def flow_loss(models: ToyAnima, latents: Tensor, text: Text, rng: np.random.Gene
     noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32))
     s = times[:, None, None, None]
     return F.mse_loss(velocity(models, (1 - s) * latents + s * noise, times, text), noise - latents)
+
+
+def _rate(training: AnimaTraining, step: int) -> float:
+    """The factor of the learning rate: it falls to zero twice."""
+    first = training.steps - training.again
+    if step < first:
+        return warm_hold_fall(step, first, training.warm_up, training.fall)
+    return training.again_rate * warm_cosine(step - first, training.again, 1)
 
 
 def _step(models: ToyAnima, data: CaptionedLatents, training: AnimaTraining, optimizer: torch.optim.Optimizer, step: int) -> float:

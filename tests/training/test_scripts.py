@@ -3,13 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
 from library.core.tensor_file import load_tensors
+from library.models.architecture import architecture_names
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -58,10 +61,42 @@ def test_the_readmes_commands_train_and_draw(small_sdxl_file: Path, dataset: Pat
 
 
 @pytest.mark.slow
+def test_animas_commands_train_and_draw(small_anima_files: Any, dataset: Path, tmp_path: Path) -> None:
+    files = small_anima_files
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--num_cpu_threads_per_process",
+        "1",
+        "--mixed_precision",
+        "bf16",
+        "anima_train_network.py",
+    ]
+    trained = python(
+        *launch, "--pretrained_model_name_or_path", str(files.dit), "--qwen3", str(files.qwen3), "--vae", str(files.vae),
+        "--dataset_config", str(dataset), "--mixed_precision", "bf16", "--optimizer_type", "adamw8bit", "--learning_rate", "1e-4",
+        "--gradient_checkpointing", "--cache_latents", "--cache_text_encoder_outputs", "--network_train_unet_only",
+        "--network_module", "networks.lokr", "--network_dim", "16", "--network_alpha", "8", "--network_args", "factor=8",
+        "--max_train_epochs", "2", "--output_dir", str(tmp_path), "--output_name", "my-lokr",
+    )  # fmt: skip
+    assert trained.returncode == 0, trained.stderr
+    drawn = python(
+        "anima_minimal_inference.py", "--dit", str(files.dit), "--text_encoder", str(files.qwen3), "--vae", str(files.vae),
+        "--lora_weight", str(tmp_path / "my-lokr.safetensors"), "--prompt", "your prompt", "--save_path", str(tmp_path / "out"),
+        "--image_size", "64", "64", "--infer_steps", "2",
+    )  # fmt: skip
+    assert drawn.returncode == 0, drawn.stderr
+    assert len(list((tmp_path / "out").glob("*.png"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", architecture_names())
 @pytest.mark.skipif(sys.platform == "win32", reason="gloo's launcher is not reliable there")
-def test_two_processes_train_what_one_does_with_accumulation(small_sdxl_file: Path, dataset: Path, tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does_with_accumulation(
+    family: str, small_model_options: Callable[[str], tuple[str, ...]], dataset: Path, tmp_path: Path
+) -> None:
     run = [
-        "sdxl_train_network.py", "--pretrained_model_name_or_path", str(small_sdxl_file), "--dataset_config", str(dataset), "--seed", "1",
+        f"{family}_train_network.py", *small_model_options(family), "--dataset_config", str(dataset), "--seed", "1",
         "--network_module", "networks.loha", "--learning_rate", "1e-3", "--max_train_epochs", "3", "--cache_latents",
     ]  # fmt: skip
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
@@ -93,7 +128,7 @@ def test_mistakes_end_with_status_2_and_no_traceback(small_sdxl_file: Path, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["sdxl_train_network.py", "gen_img.py"])
+@pytest.mark.parametrize("script", ["sdxl_train_network.py", "anima_train_network.py", "gen_img.py", "anima_minimal_inference.py"])
 def test_help_lists_the_options(script: str) -> None:
     done = python(script, "--help")
-    assert done.returncode == 0 and "--network_module" in done.stdout
+    assert done.returncode == 0 and ("--lora_weight" if "minimal" in script else "--network_module") in done.stdout

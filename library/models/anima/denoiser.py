@@ -38,12 +38,16 @@ class AnimaDiT(nn.Module):
         """What the transformer attends to, (batch, max(512, T), text width), once for a prompt: rows outside `t5_mask` are zero.
 
         `hidden_states` (batch, L, width) are Qwen3's, those outside `mask` (batch, L) are not looked at; ids and mask of T5 (batch, T).
+        Padding that the whole batch shares is not computed: it is seen by nothing and gives zeros.
         """
         mask, t5_mask = mask.bool(), t5_mask.bool()
+        words, pieces, rows = _longest(mask), _longest(t5_mask), t5_ids.shape[1]
+        hidden_states, mask, t5_ids, t5_mask = hidden_states[:, :words], mask[:, :words], t5_ids[:, :pieces], t5_mask[:, :pieces]
         states = hidden_states.to(self._stream_dtype()).masked_fill(~mask.unsqueeze(-1), 0)
         seen = mask | ~mask.any(dim=1, keepdim=True)  # an empty prompt attends to its zeros: the same as nothing, and no kernel gives NaN
         with self._precision(states.device):
-            return self.text_conditioner(states, t5_ids, target_attention_mask=t5_mask, source_attention_mask=seen)
+            text = self.text_conditioner(states, t5_ids, target_attention_mask=t5_mask, source_attention_mask=seen)
+        return F.pad(text, (0, 0, 0, max(0, rows - text.shape[1])))
 
     def forward(self, latents: Tensor, times: Tensor, conditioning: Tensor) -> Tensor:
         """Velocity (batch, 16, height, width), float32, of latents (batch, 16, height, width) at times (batch,) in [0, 1].
@@ -96,3 +100,11 @@ class AnimaDiT(nn.Module):
         if autocast_dtype(device) is not None or dtype in (torch.float32, torch.float64):
             return nullcontext()
         return torch.autocast(device.type, dtype)
+
+
+def _longest(mask: Tensor) -> int:
+    """The length to which a batch of masks (batch, length) can be cut, at least 1."""
+    if mask.is_meta:
+        return mask.shape[1]
+    places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
+    return max(1, int((places * mask.any(dim=0)).max()))
