@@ -132,12 +132,16 @@ def _frozen(tensor: Tensor, dtype: torch.dtype) -> nn.Parameter:
 
 
 def _files(path: Path) -> list[tuple[str, Path]]:
-    """The files of a checkpoint, each with what stands before its keys: nothing, or the folder of a diffusers component."""
+    """The files of a checkpoint, each with what stands before its keys: nothing, or the folder of a diffusers component.
+
+    A folder without components may hold single files that belong together.
+    """
     if not path.is_dir():
         return [("", path)]
     files = [(f"{folder.name}/", file) for folder in sorted(path.iterdir()) if folder.is_dir() for file in _weight_files(folder)]
+    files = files or [("", file) for file in sorted(path.glob("*.safetensors"))]
     if not files:
-        raise ValueError(f"{path}: a folder without safetensors files in subfolders; give a .safetensors file or a diffusers folder")
+        raise ValueError(f"{path}: a folder without safetensors files; give a .safetensors file, a folder of them or a diffusers folder")
     return files
 
 

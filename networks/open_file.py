@@ -26,7 +26,7 @@ def open_adapter(path: Path | str, *, family: str | None = None, base: Path | No
     except Misfit as error:
         if base is not None:
             raise
-        advice = "give the checkpoint of a smaller one with --base, in merge_adapters with --checkpoint"
+        advice = "give the checkpoint of a smaller one, or the folder of its files, with --base, in merge_adapters with --checkpoint"
         raise Misfit(f"{error} ({naming.title} was taken at full size; {advice})") from error
     return Network(members, naming, parts)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from tools.toy_pictures import (
+from tools.toys.pictures import (
     BACKGROUNDS,
     COLOURS,
     NEW_LOOK_WORD,
@@ -53,10 +53,19 @@ TRAINING = (
     "--optimizer_type", "AdamW", "--lr_scheduler", "cosine", "--lr_warmup_steps", "5%", "--mixed_precision", "no",
     "--cache_latents", "--vae_batch_size", "8", "--seed", "1",
 )  # fmt: skip
+MODELS: dict[str, tuple[str, ...]] = {
+    "sdxl": ("--pretrained_model_name_or_path", "assets/toy_sdxl.safetensors"),
+    "anima": (
+        "--pretrained_model_name_or_path", f"{ANIMA}/dit.safetensors",
+        "--qwen3", f"{ANIMA}/qwen3.safetensors", "--vae", f"{ANIMA}/vae.safetensors",
+    ),
+}  # fmt: skip
+"""The small model of each family, as its training script's options name it in the project folder."""
+
 DEMOS = {
     "sdxl": Demo(
         train=(
-            "sdxl_train_network.py", "--pretrained_model_name_or_path", "assets/toy_sdxl.safetensors",
+            "sdxl_train_network.py", *MODELS["sdxl"],
             "--network_module", "networks.loha", "--network_dim", "8", "--network_alpha", "4",
             "--learning_rate", "1e-3", "--max_train_steps", "600", *TRAINING,
         ),
@@ -69,8 +78,7 @@ DEMOS = {
     ),
     "anima": Demo(
         train=(
-            "anima_train_network.py", "--pretrained_model_name_or_path", f"{ANIMA}/dit.safetensors",
-            "--qwen3", f"{ANIMA}/qwen3.safetensors", "--vae", f"{ANIMA}/vae.safetensors",
+            "anima_train_network.py", *MODELS["anima"],
             "--network_module", "networks.lokr", "--network_dim", "8", "--network_alpha", "4", "--network_args", "factor=4",
             "--learning_rate", "2e-3", "--max_train_steps", "500", *TRAINING,
         ),

@@ -168,7 +168,7 @@ def _attempt(group: type, entries: Mapping[str, Declared], values: Mapping[str, 
     try:
         return _build(group, own, found)
     except OptionError as error:
-        given_wrongly = " ".join(problems)
+        given_wrongly = {problem.split(" ")[0].rstrip(":") for problem in problems}
         problems += [problem for problem in error.problems if problem.split(" ")[0] not in given_wrongly]
         return None
 

@@ -107,13 +107,16 @@ def read_group(group: type[Group], given: Iterable[Given], *, what: str = "optio
 
 
 def pairs(texts: Iterable[str], where: str) -> list[Given]:
-    """`key=value` texts as given values (split at the first `=`). Raises `OptionError` for texts without one."""
+    """`key=value` texts as given values (split at the first `=`). Raises `OptionError` for texts without one, and for a key given twice."""
     texts = list(texts)
     bad = [f"{where}: '{text}' is not of the form key=value" for text in texts if "=" not in text]
     if bad:
         raise OptionError(bad)
-    split = [text.split("=", 1) for text in texts]
-    return [Given(key.strip(), value.strip(), f"{where} {key.strip()}") for key, value in split]
+    split = [[part.strip() for part in text.split("=", 1)] for text in texts]
+    keys = [key for key, _ in split]
+    if doubles := [key for key in dict.fromkeys(keys) if keys.count(key) > 1]:
+        raise OptionError([f"{where} {key}: given {keys.count(key)} times; give it once, with all that it shall hold" for key in doubles])
+    return [Given(key, value, f"{where} {key}") for key, value in split]
 
 
 def convert(value: Any, kind: Any, where: str, *, is_typed: bool = False) -> Any:
@@ -245,7 +248,7 @@ def _float(value: Any) -> float:
     except (TypeError, ValueError):
         raise ValueError(f"{value!r} is not a number") from None
     if number != number:
-        raise ValueError("nan is not a number to train with")
+        raise ValueError("nan is no number that could be used")
     return number
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from library.core.log import get_logger
 from library.core.options import option, pairs
+from library.inference.prompts import infinite
 from library.models.architecture import Models
 from networks.network import Network
 from networks.protocol import NetworkRequest, TrainableNetwork, build_network, load_network_module
@@ -24,7 +25,8 @@ class NetworkFileOptions:
     network_merge: bool = option(False, help="merge the networks into the model once instead of applying them in every step")
 
     def check(self) -> Iterable[str]:
-        """What is wrong: lists of different lengths."""
+        """What is wrong: lists of different lengths, infinite strengths."""
+        yield from infinite(self, ("network_mul",))
         count = len(self.network_weights)
         if len(self.network_module) != count and not (len(self.network_module) == 1 and count > 1):
             yield f"--network_module has {len(self.network_module)} values for {count} --network_weights; give one for all or one each"

@@ -1,9 +1,11 @@
 """Prompt lines: `a red circle --n blurry --w 1024 --h 768 --d 1,2 --s 30 --l 7.5 --am 0.8`."""
 
+import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from library.core.options import Given, OptionError, option, read_group
 
@@ -21,7 +23,8 @@ class LineOptions:
     am: tuple[float, ...] = option((), help="strengths of the networks, the last one repeated")
 
     def check(self) -> Iterable[str]:
-        """What is wrong: sizes or steps below one."""
+        """What is wrong: sizes or steps below one, infinite scales and strengths."""
+        yield from infinite(self, ("l", "am"))
         for name in ("w", "h", "s"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -56,6 +59,15 @@ def parse_line(line: str, where: str, group: type[LineOptions] = LineOptions) ->
         name, _, value = part.partition(" ")
         given.append(Given(name, value.strip(), f"{where}, --{name}"))
     return PromptLine(prompt=text.strip(), options=read_group(group, given, what="line option"))
+
+
+def infinite(group: Any, names: Iterable[str]) -> Iterator[str]:
+    """A problem for each of these options, numbers or lists of them, that is not finite."""
+    for name in names:
+        value = getattr(group, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            if number is not None and not math.isfinite(number):
+                yield f"--{name} {number:g}: must be finite"
 
 
 def read_prompt_file(path: Path, group: type[LineOptions] = LineOptions) -> list[PromptLine]:

@@ -17,7 +17,7 @@ from library.inference.generate import Generator, Request, batches, size_problem
 from library.inference.images import picture_path, save_png, to_images
 from library.inference.networks import AttachedNetworks, NetworkFileOptions, attach_networks
 from library.inference.not_yet import NOT_YET
-from library.inference.prompts import PromptLine, parse_line, read_prompt_file
+from library.inference.prompts import PromptLine, infinite, parse_line, read_prompt_file
 from library.models.architecture import Architecture, architecture_named
 
 logger = get_logger(__name__)
@@ -43,7 +43,8 @@ class PictureOptions:
     seed: int | None = option(None, help="seed; drawn where absent. With several pictures each gets a seed drawn from it")
 
     def check(self) -> Iterable[str]:
-        """What is wrong: no prompt or two sources, counts and sizes below one."""
+        """What is wrong: no prompt or two sources, counts and sizes below one, an infinite scale."""
+        yield from infinite(self, ("scale",))
         if (self.prompt is None) == (self.from_file is None):
             yield "give either --prompt or --from_file"
         for name in ("images_per_prompt", "n_iter", "batch_size", "W", "H", "steps"):

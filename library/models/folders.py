@@ -1,8 +1,11 @@
 """Folders that diffusers and transformers write: one folder a model, with a `config.json` and safetensors."""
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 STEMS = ("diffusion_pytorch_model", "model")
 VARIANTS = ("", ".fp16", ".bf16", ".fp32")
@@ -26,6 +29,16 @@ def read_config(folder: Path, classes: tuple[str, ...], what: str, hint: str) ->
     if name not in classes:
         raise ValueError(f"{path}: is a {name}; {what} is a {classes[0]}")
     return config
+
+
+def built(folder: Path, build: Callable[[Mapping[str, Any]], nn.Module], config: Mapping[str, Any]) -> nn.Module:
+    """The empty model that the configuration of `folder` describes. Raises `ValueError`, naming the file where its class cannot take it."""
+    try:
+        return build(config)
+    except ValueError:  # of ours, which says all
+        raise
+    except Exception as error:  # the libraries' classes fail in many ways
+        raise ValueError(f"cannot be made as {folder / 'config.json'} says: {error}") from error
 
 
 def weight_files(folder: Path) -> list[Path]:

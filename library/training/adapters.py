@@ -80,6 +80,9 @@ def check_network_arguments(arch: Architecture, options: NetworkOptions) -> None
     problems = argument_problems(load_network_module(options.network_module), arguments, arch)
     if problems:
         raise OptionError(problems)
+    groups = (name for part in arch.parts if part.is_denoiser for name in part.extra_groups if name in arguments)
+    for name in groups if options.network_train_text_encoder_only else ():
+        logger.warning("--network_args %s has no effect: --network_train_text_encoder_only leaves the denoiser alone", name)
 
 
 def build_trained_network(models: Models, options: NetworkOptions, optimizer: OptimizerOptions, *, text_is_cached: bool) -> TrainedNetwork:

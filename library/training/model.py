@@ -28,6 +28,10 @@ class TrainingModel(nn.Module):
         self.text_encoders = nn.ModuleList(text_encoders)
         self.network = network
         self.trains_text_encoders = trains_text_encoders
+        # every rank loads the base itself: DDP need not send it round, and swapped blocks may wait on another device than the rest
+        base = ("denoiser.", "text_encoders.")
+        frozen = [*(name for name, parameter in self.named_parameters() if not parameter.requires_grad), *dict(self.named_buffers())]
+        self._ddp_params_and_buffers_to_ignore = [name for name in frozen if name.startswith(base)]
 
     def forward(self, noisy: Tensor, timesteps: Tensor, text: Tokens | TextStates, sizes: Sizes) -> Tensor:
         """The guess, in the shape of `noisy`. `text` holds text states where they were cached, token ids otherwise."""

@@ -37,7 +37,7 @@ def make_accelerator(options: OptionSet) -> Accelerator:
         mixed_precision=options[PrecisionOptions].mixed_precision,
         log_with=None if project_dir is None else log.log_with or "tensorboard",
         project_dir=project_dir,
-        # a network may hold adapters that never get a gradient: SDXL does not use the last layer of its first text encoder
+        # a network may hold adapters that never get a gradient: a family need not use the last layers of its text encoders
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     refuse_what_the_device_cannot(options[PrecisionOptions], accelerator.device)
@@ -92,9 +92,9 @@ def tell_cut_captions(arch: Architecture, models: Models, data: TrainingData, mo
 
 def fill_caches(arch: Architecture, models: Models, data: TrainingData, options: OptionSet, accelerator: Accelerator) -> None:
     """Encode what shall be cached, then move models that are no longer needed off the device."""
-    choice = options[DataOptions]
-    identity = arch.identity(options[arch.ModelOptions])
-    keeps = options[PrecisionOptions].highvram
+    choice, precision = options[DataOptions], options[PrecisionOptions]
+    identity = f"{arch.identity(options[arch.ModelOptions])} {precision.weight_dtype}"
+    keeps = precision.highvram
     device = accelerator.device
     if choice.caches_latents:
         vae = models.vae

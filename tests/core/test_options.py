@@ -107,8 +107,19 @@ def test_convert_refuses(value: object, kind: object) -> None:
 
 def test_pairs_split_at_the_first_equals_sign() -> None:
     assert pairs(["a=b=c"], "--args") == [Given("a", "b=c", "--args a")]
+    assert pairs([" a = b "], "--args") == [Given("a", "b", "--args a")]
     with pytest.raises(OptionError, match="--args: 'ab' is not of the form key=value"):
         pairs(["ab"], "--args")
+
+
+def test_a_mistake_is_reported_beside_advice_that_names_its_option() -> None:
+    refused = {"fur": "retired: use --legs"}
+    assert problems("--name", "Rex", "--fur", "--legs", "-1", refuse=refused)[1:] == ["--legs -1: must not be negative"]
+
+
+def test_a_pair_given_twice_is_refused_not_dropped() -> None:
+    with pytest.raises(OptionError, match="--args rates: given 2 times"):
+        pairs(["rates=a=1", "x=2", " rates =b=2"], "--args")
 
 
 def test_read_group_gives_advice_for_names_of_another_place() -> None:

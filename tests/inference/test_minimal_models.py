@@ -78,6 +78,14 @@ def test_after_an_error_nothing_more_is_loaded() -> None:
     assert "vae" not in family.loaded
 
 
+def test_nothing_is_loaded_after_an_error_that_nobody_waited_for() -> None:
+    family = Family(failing="text")
+    family.gate.set()
+    with pytest.raises(CancelledError):
+        _ = models_of(family).vae
+    assert family.loaded == []
+
+
 def test_a_released_model_holds_no_memory() -> None:
     family = Family()
     family.gate.set()

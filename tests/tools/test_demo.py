@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tools.demo import ORDINARY, TAUGHT, main, make_dataset, taught_pictures
-from tools.toy_pictures import NEW_LOOK_WORD
+from library.models.architecture import architecture_names
+from tools.demo import DEMOS, MODELS, ORDINARY, TAUGHT, main, make_dataset, taught_pictures
+from tools.toys.pictures import NEW_LOOK_WORD
 
 
 def test_the_dataset_has_the_look_and_ordinary_pictures(tmp_path: Path) -> None:
@@ -18,10 +19,15 @@ def test_the_dataset_has_the_look_and_ordinary_pictures(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_teaches_the_look(tmp_path: Path) -> None:
-    assert main(["--output", str(tmp_path)]) == 0
+@pytest.mark.parametrize("family", DEMOS)
+def test_the_demo_teaches_the_look(family: str, tmp_path: Path) -> None:
+    assert main(["--family", family, "--output", str(tmp_path)]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["look_when_asked_adapter"] >= 0.8 and scores["look_when_asked_base"] <= 0.1
+    assert scores["look_when_asked_adapter"] >= 0.8 and scores["look_when_asked_base"] <= 0.1 and scores["look_unasked_adapter"] <= 0.1
     assert scores["words_adapter"] >= 0.8 * scores["words_base"]
     with Image.open(tmp_path / "demo.png") as picture:
         assert picture.width > 800
+
+
+def test_every_family_has_a_small_model_and_a_demo() -> None:
+    assert set(DEMOS) == set(MODELS) == set(architecture_names())

@@ -1,6 +1,7 @@
 """The training run end to end, on a tiny random model of every family."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,20 @@ def test_base_weights_change_cached_text_too(family: SmallFamily, images: Path, 
     cached = family.run(images, tmp_path / "c", *common, "--cache_text_encoder_outputs").losses
     without = family.run(images, tmp_path / "d", *common[:3]).losses
     assert plain == pytest.approx(cached, rel=1e-5) and plain != pytest.approx(without, rel=1e-6)
+
+
+def test_caches_on_disk_are_kept_for_the_same_precision_only(
+    family: SmallFamily, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = tmp_path / "images"
+    shutil.copytree(images, own, ignore=shutil.ignore_patterns(".hadron_cache"))
+    (own / "dataset.toml").write_text((images / "dataset.toml").read_text().replace(str(images), str(own)))
+    given = ["--cache_latents_to_disk", "--cache_text_encoder_outputs_to_disk", "--network_train_unet_only", "--max_train_steps", "1"]
+    said = []
+    for precision in ("no", "bf16", "no"):
+        family.run(own, tmp_path / "out", *given, "--mixed_precision", precision)
+        said.append(re.findall(r"(latents|text): (\d+) in the cache", capsys.readouterr().err))
+    assert said == [[("latents", "0"), ("text", "0")], [("latents", "0"), ("text", "0")], [("latents", "10"), ("text", "2")]]
 
 
 @pytest.mark.parametrize("extra", [["--mixed_precision", "bf16"], ["--mixed_precision", "bf16", "--fp8_base", "--gradient_checkpointing"]])

@@ -1,5 +1,6 @@
 """What a run on Anima has of its own: names, metadata, its noise, its options."""
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -114,6 +115,7 @@ def test_swapped_blocks_change_no_loss(
 
 BAD = [
     (["--min_snr_gamma", "5"], "--min_snr_gamma: Anima is a flow"),
+    (["--noise_offset", "0.1"], "--noise_offset: sd-scripts never read it for Anima"),
     (["--self_attn_lr", "1e-4"], "network_reg_lrs="),
     (["--llm_adapter_lr", "1e-4"], "train_llm_adapter=True"),
     (["--max_token_length", "225"], "--qwen3_max_token_length"),
@@ -135,6 +137,16 @@ def test_a_mistake_with_anima_is_answered_with_what_would_work(
     assert message in str(caught.value)
 
 
+IN_VAIN = ("--qwen_image_vae_2d", "--vae_disable_cache", "--discrete_flow_shift", "--network_args train_llm_adapter")
+
+
+def test_what_is_given_in_vain_is_said(anima: SmallFamily, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--qwen_image_vae_2d", "--vae_disable_cache", "--discrete_flow_shift", "3", "--network_args", "train_llm_adapter=True"]
+    anima.run(images, tmp_path, "--max_train_steps", "1", "--network_train_text_encoder_only", *given)
+    said = capsys.readouterr().err
+    assert [what for what in IN_VAIN if f"{what} has no effect: " not in said] == []
+
+
 def test_sides_that_are_no_multiples_of_16_are_refused(anima: SmallFamily, images: Path, tmp_path: Path) -> None:
     folder = tmp_path / "images"
     shutil.copytree(images, folder)
@@ -143,14 +155,16 @@ def test_sides_that_are_no_multiples_of_16_are_refused(anima: SmallFamily, image
         anima.run(folder, tmp_path / "out", "--max_train_steps", "1")
 
 
-def test_the_learning_rates_of_the_advice_are_taken(anima: SmallFamily, images: Path, tmp_path: Path) -> None:
-    advice = anima.arch.refused["self_attn_lr"]
-    argument = advice.partition('--network_args "')[2].rstrip('"')
-    result = anima.run(
-        images, tmp_path, "--max_train_steps", "2", "--network_train_unet_only", "--unet_lr", "0", "--network_args", argument
-    )
-    moved = {name.partition(".")[0] for name, tensor in load_tensors(result.file).items() if "hada_w2_a" in name and tensor.abs().max() > 0}
-    assert moved and all("_self_attn_" in name for name in moved)
+RATES = {"self_attn_lr": "_self_attn_", "cross_attn_lr": "_cross_attn_", "mlp_lr": "_mlp_", "mod_lr": "_adaln_modulation_"}
+RATES["llm_adapter_lr"] = "_llm_adapter_"
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_the_learning_rates_of_the_advice_are_taken(name: str, anima: SmallFamily, images: Path, tmp_path: Path) -> None:
+    arguments = shlex.split(anima.arch.refused[name].partition(": ")[2].partition(" (")[0])
+    result = anima.run(images, tmp_path, "--max_train_steps", "2", "--network_train_unet_only", "--unet_lr", "0", *arguments)
+    tensors = {name.partition(".")[0]: tensor for name, tensor in load_tensors(result.file).items() if "hada_w2_a" in name}
+    assert {layer for layer, tensor in tensors.items() if tensor.abs().max() > 0} == {layer for layer in tensors if RATES[name] in layer}
 
 
 @pytest.mark.parametrize("extra", [[], ["--mixed_precision", "bf16", "--gradient_checkpointing"]], ids=["fp32", "bf16"])

@@ -1,7 +1,7 @@
 """The models of a family, loaded in parts while what is there already works; adapters, fp8 and compilation put on them in order."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Literal, Protocol
 
@@ -52,25 +52,31 @@ class Parts:
         self._options, self._device, self._dtype = options, device, dtype
         self._thread = ThreadPoolExecutor(1, "loading")
         self._parts: dict[PartName, Future[Any]] = {}
+        self._has_failed = False
 
     def begin(self, name: PartName, *, device: torch.device | None = None, dtype: torch.dtype | None = None) -> None:
         """Load a part after those that were begun before, to the usual device in the usual dtype if none is given."""
-        load = getattr(self.arch, f"load_{name}")
         places = {"device": device or self._device, "dtype": dtype or self._dtype}
-        self._parts[name] = self._thread.submit(load, self._options, **places)
+        self._parts[name] = self._thread.submit(self._load, name, places)
 
     def take(self, name: PartName) -> Any:
-        """A part, waited for. Raises what its loading raised; then nothing more is loaded."""
-        try:
-            return self._parts[name].result()
-        except BaseException:
-            self._thread.shutdown(wait=False, cancel_futures=True)
-            raise
+        """A part, waited for. Raises what its loading raised; `CancelledError` where a part before it could not be loaded."""
+        return self._parts[name].result()
 
     def take_all(self) -> None:
         """Wait until everything is loaded; raises as `take` does."""
         for name in self._parts:
             self.take(name)
+
+    def _load(self, name: PartName, places: dict[str, Any]) -> Any:
+        """On the thread. Nothing is loaded after a failure: by then nobody waits for it, and another run may have begun to load."""
+        if self._has_failed:
+            raise CancelledError(f"{name}: a part before it could not be loaded")
+        try:
+            return getattr(self.arch, f"load_{name}")(self._options, **places)
+        except BaseException:
+            self._has_failed = True
+            raise
 
 
 class DrawingModels:

@@ -9,7 +9,7 @@ import torch
 from library.core.devices import best_device
 from library.core.options import declared, option
 from library.core.rules import Rule
-from library.inference.prompts import LineOptions
+from library.inference.prompts import LineOptions, infinite
 from library.inference.script import MAX_SEED
 
 OutputType = Literal["images", "latent", "latent_images"]
@@ -50,7 +50,8 @@ class DrawingOptions:
     )
 
     def check(self) -> Iterable[str]:
-        """What is wrong: counts and sizes below one, a seed or shift out of bounds."""
+        """What is wrong: counts and sizes below one, a seed, shift or scale out of bounds."""
+        yield from infinite(self, ("guidance_scale", "flow_shift"))
         yield from _below_one(self, ("infer_steps", "batch_size"))
         if min(self.image_size) < 1:
             yield f"--image_size {self.image_size[0]} {self.image_size[1]}: both must be at least 1"
@@ -96,7 +97,8 @@ class AdapterOptions:
     lycoris: bool = option(False, help="accepted for sd-scripts' commands: files of LyCORIS are read like all others")
 
     def check(self) -> Iterable[str]:
-        """What is wrong: more strengths than files."""
+        """What is wrong: more strengths than files, infinite ones."""
+        yield from infinite(self, ("lora_multiplier",))
         if len(self.lora_multiplier) > len(self.lora_weight):
             yield f"--lora_multiplier has {len(self.lora_multiplier)} values for {len(self.lora_weight)} --lora_weight"
 
@@ -135,8 +137,9 @@ class DrawingLine(LineOptions):
     fs: float | None = option(None, help="flow shift")
 
     def check(self) -> Iterable[str]:
-        """What is wrong: as for every line, a seed or shift out of bounds, two guidance scales."""
+        """What is wrong: as for every line, a seed, shift or scale out of bounds, two guidance scales."""
         yield from super().check()
+        yield from infinite(self, ("g", "fs"))
         for seed in self.d:
             yield from _seed_problems("--d", seed)
         if self.fs is not None and not self.fs > 0:

@@ -178,7 +178,9 @@ def _in_file(path: Path, layouts: tuple[Marked, ...]) -> Found:
 def _check_rest(path: Path, weights: Weights, prefix: str, title: str) -> None:
     """What else does the file hold? The other models of a file of several are left out with a word, all else is refused."""
     rest = [key for key in weights.shapes if not key.startswith(prefix)]
-    unknown = [key for key in rest if not key.startswith(PARTS)]
+    dit = prefix.removesuffix(f"{names.ADAPTER}.")  # whose prefix may be empty
+    is_inside = dit != prefix and dit + DIT_LAYOUTS[0].mark in weights.shapes
+    unknown = [] if is_inside else [key for key in rest if not key.startswith(PARTS)]
     if unknown:
         raise ValueError(f"{path}: holds {len(unknown)} tensors that belong to no part of Anima: {listing(unknown)}")
     if rest:

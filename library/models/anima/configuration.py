@@ -46,7 +46,7 @@ ENCODER_SIZE: dict[str, Any] = {
 def transformer_size(shapes: Shapes) -> dict[str, Any]:
     """Arguments of `CosmosTransformer3DModel` for original shapes. Raises `ValueError` naming what is missing or does not fit."""
     width, patch = _matrix(shapes, "x_embedder.proj.1.weight")
-    head = _shape(shapes, "blocks.0.self_attn.q_norm.weight")[0]
+    head = _shape(shapes, "blocks.0.self_attn.q_norm.weight", 1)[0]
     return {
         "in_channels": patch // PATCH,
         "out_channels": _matrix(shapes, "final_layer.linear.weight")[0] // PATCH,
@@ -69,7 +69,7 @@ def conditioner_size(shapes: Shapes) -> dict[str, Any]:
         "model_dim": width,
         "num_layers": _depth(shapes, "blocks.{}.cross_attn.q_proj.weight"),
         "num_attention_heads": _quotient(
-            width, _shape(shapes, "blocks.0.cross_attn.q_norm.weight")[0], "blocks.0.cross_attn.q_norm.weight"
+            width, _shape(shapes, "blocks.0.cross_attn.q_norm.weight", 1)[0], "blocks.0.cross_attn.q_norm.weight"
         ),
         "mlp_ratio": _ratio(_matrix(shapes, "blocks.0.mlp.0.weight")[0], width),
         "target_vocab_size": words,
@@ -81,7 +81,7 @@ def conditioner_size(shapes: Shapes) -> dict[str, Any]:
 def encoder_size(shapes: Shapes) -> dict[str, Any]:
     """Arguments of `Qwen3Config` for the shapes of a text encoder. Raises `ValueError` as `transformer_size` does."""
     words, width = _matrix(shapes, "embed_tokens.weight")
-    head = _shape(shapes, "layers.0.self_attn.q_norm.weight")[0]
+    head = _shape(shapes, "layers.0.self_attn.q_norm.weight", 1)[0]
     return {
         "vocab_size": words,
         "hidden_size": width,
@@ -125,8 +125,8 @@ def vae_size(shapes: Shapes, keys: VaeKeys = ORIGINAL_VAE) -> dict[str, Any]:
 
     Raises `ValueError` naming what is missing, and for latents of other channels or another scale than Anima's.
     """
-    base, channels = _shape(shapes, keys.first)[:2]
-    latents = _shape(shapes, keys.latents)[0]
+    base, channels = _shape(shapes, keys.first, 5)[:2]
+    latents = _shape(shapes, keys.latents, 5)[0]
     levels, in_time = _vae_levels(shapes, keys)
     check_latents(latents, len(levels))
     return {
@@ -151,7 +151,7 @@ def _vae_levels(shapes: Shapes, keys: VaeKeys) -> tuple[list[list[int]], list[bo
     in_time: list[bool] = []
     for n in count():
         if keys.convolution.format(n) in shapes:
-            levels[-1].append(shapes[keys.convolution.format(n)][0])
+            levels[-1].append(_shape(shapes, keys.convolution.format(n), 5)[0])
         elif keys.resample.format(n) in shapes:
             in_time.append(keys.time.format(n) in shapes)
             levels.append([])
@@ -165,18 +165,20 @@ def _vae_levels(shapes: Shapes, keys: VaeKeys) -> tuple[list[list[int]], list[bo
 
 # Reading shapes
 
+RANKS = {1: "a vector", 2: "a matrix", 5: "a convolution in three dimensions"}
 
-def _shape(shapes: Shapes, key: str) -> tuple[int, ...]:
+
+def _shape(shapes: Shapes, key: str, rank: int) -> tuple[int, ...]:
     if not shapes.get(key) or 0 in shapes[key]:
         raise ValueError(f"has no tensor '{key}', or an empty one")
+    if len(shapes[key]) != rank:
+        raise ValueError(f"'{key}' has the shape {list(shapes[key])}; {RANKS[rank]} was expected")
     return shapes[key]
 
 
 def _matrix(shapes: Shapes, key: str) -> tuple[int, int]:
-    shape = _shape(shapes, key)
-    if len(shape) != 2:
-        raise ValueError(f"'{key}' has the shape {list(shape)}; a matrix was expected")
-    return shape[0], shape[1]
+    rows, columns = _shape(shapes, key, 2)
+    return rows, columns
 
 
 def _quotient(whole: int, part: int, key: str) -> int:

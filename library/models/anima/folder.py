@@ -10,7 +10,7 @@ from torch import nn
 from library.models.anima import configuration
 from library.models.anima.components import CONDITIONER, CONSTANTS, ENCODER, TRANSFORMER, VAE
 from library.models.filling import Component, empty, same_names
-from library.models.folders import read_config, weight_files
+from library.models.folders import built, read_config, weight_files
 from library.models.weights import Weights
 
 LAYOUT = "an Anima folder in diffusers layout has transformer, text_conditioner, text_encoder and vae"
@@ -26,7 +26,7 @@ def subfolder(component: Component, folder: Path) -> Path:
 def folder_component(component: Component, folder: Path) -> Component:
     """The component as the `config.json` in its folder describes it. Raises `ValueError` naming that file."""
     config = read_config(folder, _CLASSES[component], f"the {component.title} of Anima", LAYOUT)
-    return replace(component, prefix="", build=lambda _: _BUILDERS[component](config), sources=same_names)
+    return replace(component, prefix="", build=lambda _: built(folder, _BUILDERS[component], config), sources=same_names)
 
 
 def folder_weights(folder: Path) -> Weights:

@@ -14,6 +14,10 @@ from library.models.anima.checkpoint import check_files
 
 AttentionMode = Literal["torch", "sdpa", "flash", "sageattn", "xformers"]
 LENGTHS = ("qwen3_max_token_length", "t5_max_token_length", "vae_chunk_size")
+VAE_RULES = (
+    Rule(option="vae_disable_cache", when=lambda v: v["vae_disable_cache"], because="a VAE of single pictures has nothing to keep"),
+    Rule(option="qwen_image_vae_2d", when=lambda v: v["qwen_image_vae_2d"], because="the VAE always computes in two dimensions"),
+)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -41,6 +45,8 @@ class ModelOptions:
     vae_chunk_size: int | None = option(None, help="rows of a picture that the VAE computes at a time: less memory, the same result")
     vae_disable_cache: bool = option(False, help="accepted for sd-scripts' commands: a VAE of single pictures has nothing to keep")
     qwen_image_vae_2d: bool = option(False, help="accepted for sd-scripts' commands: the VAE always computes in two dimensions")
+
+    RULES: ClassVar[tuple[Rule, ...]] = VAE_RULES
 
     def check(self) -> Iterable[str]:
         """What is wrong: lengths below one, a file without the other models."""
@@ -102,8 +108,7 @@ class GenerationFiles:
     for_decoding: ClassVar[tuple[str, ...]] = ("vae", "no_half_vae", "vae_chunk_size")
     RULES: ClassVar[tuple[Rule, ...]] = (
         Rule(option="dit", when=lambda v: v.get("latent_path") and v["vae"], because="--latent_path only decodes, with --vae"),
-        Rule(option="vae_disable_cache", when=lambda v: v["vae_disable_cache"], because="a VAE of single pictures has nothing to keep"),
-        Rule(option="qwen_image_vae_2d", when=lambda v: v["qwen_image_vae_2d"], because="the VAE always computes in two dimensions"),
+        *VAE_RULES,
     )
 
     def check(self) -> Iterable[str]:
@@ -152,6 +157,7 @@ def _below_one(group: ModelOptions | GenerationFiles) -> Iterator[str]:
 
 BY_REGEX = 'a rate of its own for these layers is a network argument: --network_args "network_reg_lrs={}=1e-4"'
 NO_BETAS = "Anima is a flow and has no noise schedule that this could change; leave it out"
+NO_NOISE = "sd-scripts never read it for Anima, whose noise is plain; leave it out"
 
 NOT_ANIMA = {
     **dict.fromkeys(
@@ -161,6 +167,10 @@ NOT_ANIMA = {
         ),
         NO_BETAS,
     ),
+    **dict.fromkeys(
+        ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount"),
+        NO_NOISE,
+    ),
     "v2": "this script trains Anima, which has no versions of Stable Diffusion",
     "clip_skip": "Anima has no CLIP text encoder; leave it out",
     "max_token_length": "use --qwen3_max_token_length and --t5_max_token_length",
@@ -168,8 +178,8 @@ NOT_ANIMA = {
     "self_attn_lr": BY_REGEX.format(r"blocks\.\d+\.self_attn.*"),
     "cross_attn_lr": BY_REGEX.format(r"blocks\.\d+\.cross_attn.*"),
     "mlp_lr": BY_REGEX.format(r"blocks\.\d+\.mlp.*"),
-    "mod_lr": BY_REGEX.format(r"blocks\.\d+\.adaln_modulation.*") + " (these layers are adapted with include_patterns only)",
-    "llm_adapter_lr": BY_REGEX.format(r"llm_adapter.*") + " (these layers are adapted with train_llm_adapter=True)",
+    "mod_lr": BY_REGEX.format(r"blocks\.\d+\.adaln_modulation.*") + " \"include_patterns=['blocks.*_modulation.*']\" (which adapts them)",
+    "llm_adapter_lr": BY_REGEX.format(r"llm_adapter.*") + " train_llm_adapter=True (which adapts them)",
     "xformers": "use --attn_mode xformers",
     "fp8_scaled": "an option of a fork of sd-scripts; use --fp8_base",
     "unsloth_offload_checkpointing": "an option of sd-scripts that this version does not have yet; use --gradient_checkpointing",

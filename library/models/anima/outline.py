@@ -1,9 +1,10 @@
 """Anima's adaptable models without their weights: at full size, or as the header of a checkpoint describes them.
 
-A single file holds the denoiser (its text conditioner inside) or the text encoder; what it does not hold is at full size.
+A single file holds the denoiser (its text conditioner inside) or the text encoder, a folder of such files both; what they do not hold is
+at full size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,13 +37,14 @@ def anima_outline(checkpoint: Path | None = None) -> tuple[nn.Module, nn.Module]
     """
     if checkpoint is None:
         return build_denoiser(TRANSFORMER_SIZE, {}), build_encoder(ENCODER_SIZE)
-    if checkpoint.is_dir():
+    files = sorted(checkpoint.glob("*.safetensors")) if checkpoint.is_dir() else [checkpoint]
+    if not files or (checkpoint / SUBFOLDERS[TRANSFORMER]).is_dir():
         return _of_folder(checkpoint)
-    shapes = {key: info.shape for key, info in read_header(checkpoint).tensors.items()}
+    headers = [{key: info.shape for key, info in read_header(file).tensors.items()} for file in files]
     try:
-        dit, text = _under(shapes, DIT_LAYOUTS[0]), _under(shapes, ENCODER_LAYOUTS[0])
+        dit, text = _among(headers, DIT_LAYOUTS[0]), _among(headers, ENCODER_LAYOUTS[0])
         if dit is None and text is None:
-            raise ValueError(_unknown(shapes))
+            raise ValueError(_unknown({key: shape for shapes in headers for key, shape in shapes.items()}))
         conditioner = {key.removeprefix(f"{ADAPTER}."): shape for key, shape in (dit or {}).items() if key.startswith(f"{ADAPTER}.")}
         denoiser = build_denoiser(transformer_size(dit) if dit else TRANSFORMER_SIZE, conditioner_size(conditioner) if conditioner else {})
         return denoiser, build_encoder(encoder_size(text) if text else ENCODER_SIZE)
@@ -55,9 +57,10 @@ def build_denoiser(transformer: Mapping[str, Any], conditioner: Mapping[str, Any
     return nn.ModuleDict({SUBFOLDERS[TRANSFORMER]: build_transformer(transformer), SUBFOLDERS[CONDITIONER]: build_conditioner(conditioner)})
 
 
-def _under(shapes: Shapes, layout: Marked) -> Shapes | None:
-    """The shapes below the prefix under which the layout's mark stands, or None."""
-    prefix = next((prefix for prefix in layout.prefixes if prefix + layout.mark in shapes), None)
+def _among(headers: Sequence[Shapes], layout: Marked) -> Shapes | None:
+    """The shapes below the prefix under which the layout's mark stands in the first file that has it, or None."""
+    found = ((shapes, prefix) for shapes in headers for prefix in layout.prefixes if prefix + layout.mark in shapes)
+    shapes, prefix = next(found, ({}, None))
     return None if prefix is None else {key.removeprefix(prefix): shape for key, shape in shapes.items() if key.startswith(prefix)}
 
 

@@ -7,7 +7,7 @@ from typing import Any, cast
 from torch import nn
 
 from library.models.filling import Component, Source, empty, same_names
-from library.models.folders import read_config, weight_files
+from library.models.folders import built, read_config, weight_files
 from library.models.sdxl.components import TEXT_1, TEXT_2, UNET, VAE
 from library.models.sdxl.keymap import text_level
 from library.models.weights import Weights
@@ -23,7 +23,9 @@ def folder_weights(component: Component, folder: Path) -> tuple[Component, Weigh
     is_text = component in (TEXT_1, TEXT_2)
     weights = Weights(weight_files(folder), _without_level if is_text else lambda key: key)
     weights.check_plain()
-    return Component(component.title, "", lambda _: _BUILDERS[component](config), _text_names if is_text else same_names), weights
+    return Component(
+        component.title, "", lambda _: built(folder, _BUILDERS[component], config), _text_names if is_text else same_names
+    ), weights
 
 
 def _without_level(key: str) -> str | None:

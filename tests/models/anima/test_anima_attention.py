@@ -36,6 +36,7 @@ def nhd(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stand-ins for the packages, which compute the same on the CPU."""
+    build_small_anima()  # diffusers, imported after this, would take the stand-ins for the packages
     for name, function in (
         ("flash_attn", "flash_attn_func"),
         ("sageattention", "sageattn"),

@@ -62,6 +62,8 @@ def _put(key: str, *shape: int, dtype: torch.dtype = torch.float32) -> Change:
         ("qwen3", _drop("norm.weight"), r"not a complete text encoder .*missing tensors: norm\.weight"),
         ("qwen3", _drop("embed_tokens.weight"), r"the text encoder has no tensor 'embed_tokens\.weight'"),
         ("vae", _drop("decoder.middle.1.proj.bias", "conv1.bias"), r"VAE: 2 missing tensors: conv1\.bias, decoder\.middle\.1\.proj\.bias"),
+        ("vae", _put("encoder.conv1.weight", 8), r"'encoder\.conv1\.weight' has the shape \[8\]; a convolution in three dimensions"),
+        ("vae", _put("encoder.downsamples.0.residual.6.weight"), r"has no tensor 'encoder\.downsamples\.0\.residual\.6\.weight', or an"),
         ("vae", _put("conv2.weight", 8, 8, 1, 1, 1), "has 8 latent channels at 1/8 of the size"),
         ("vae", _drop("encoder.downsamples.2.residual.6.weight"), r"has no tensor 'encoder\..* in level 1 of its encoder"),
     ],

@@ -244,6 +244,13 @@ def test_a_dit_without_llm_adapter_takes_that_of_another_dit_or_folder(models: S
         assert_same(checkpoint.load_denoiser(path, **FP32, llm_adapter=source), models.denoiser)
 
 
+@pytest.mark.parametrize("prefix", ["", "model.", "net."])
+def test_the_llm_adapter_of_a_whole_dit_is_taken_under_every_prefix(models: SmallAnima, files: SmallFiles, tmp_path: Path, prefix: str):
+    whole = {prefix + key.removeprefix("net."): tensor for key, tensor in load_tensors(files.dit).items()}
+    path = saved(tmp_path / "whole.safetensors", whole)
+    assert_same(checkpoint.load_denoiser(files.dit, **FP32, llm_adapter=path), models.denoiser)
+
+
 def test_a_dit_without_llm_adapter_asks_for_one(files: SmallFiles, tmp_path: Path):
     bare = {key: tensor for key, tensor in load_tensors(files.dit).items() if "llm_adapter" not in key}
     with pytest.raises(

@@ -121,6 +121,14 @@ def test_a_folder_of_another_vae_is_refused(folder: Path, changes: dict[str, Any
         load_vae(folder, **FP32)
 
 
+@pytest.mark.parametrize(("part", "changes"), [("transformer", {"num_layers": "a"}), ("text_encoder", {"hidden_size": "x"})])
+def test_a_configuration_that_its_class_cannot_take_is_named(folder: Path, part: str, changes: dict[str, Any]):
+    change_config(folder / part, **changes)
+    said = rf"{part}: not a complete .*\n.* cannot be made as .*{part}.config\.json says: "
+    with pytest.raises(ValueError, match=said):
+        (load_denoiser if part == "transformer" else load_text_encoder)(folder, **FP32)
+
+
 def test_what_a_folder_lacks_is_named(folder: Path):
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"vae: has no safetensors file of weights \(diffusion_pytorch_model\.safetensors"):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +56,12 @@ def test_a_diffusers_folder_says_its_sizes(small_anima_modules: SimpleNamespace,
     assert shapes(encoder) == shapes(small_anima_modules.text_encoder)
 
 
+def test_a_folder_of_single_files_says_the_sizes_of_both(small_anima_files: Any, small_anima_modules: SimpleNamespace):
+    denoiser, encoder = anima_outline(small_anima_files.dit.parent)
+    assert shapes(denoiser) == shapes(small_anima_modules.denoiser)
+    assert shapes(encoder) == shapes(small_anima_modules.text_encoder)
+
+
 def test_other_files_and_folders_are_refused_by_name(tmp_path: Path):
     save_tensors(tmp_path / "other.safetensors", {"conv_in.weight": torch.zeros(2)})
     with pytest.raises(ValueError, match=r"other.safetensors: not a checkpoint of Anima"):
@@ -62,8 +69,9 @@ def test_other_files_and_folders_are_refused_by_name(tmp_path: Path):
     save_tensors(tmp_path / "part.safetensors", {"net.x_embedder.proj.1.weight": torch.zeros(8, 68)})
     with pytest.raises(ValueError, match=r"part.safetensors: has no tensor 'blocks.0.self_attn.q_norm.weight'"):
         anima_outline(tmp_path / "part.safetensors")
+    (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match=r"has no transformer/config.json"):
-        anima_outline(tmp_path)
+        anima_outline(tmp_path / "folder")
     with pytest.raises(ValueError, match=r"nothing.safetensors: no such file"):
         anima_outline(tmp_path / "nothing.safetensors")
 

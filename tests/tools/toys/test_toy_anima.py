@@ -9,9 +9,9 @@ import torch
 from library.inference.generate import Generator, Request
 from library.inference.images import to_images
 from library.models.architecture import architecture_named
-from tools.toy_pictures import NEW_LOOK_WORD, caption, has_new_look, random_picture, read
+from tools.toys.pictures import NEW_LOOK_WORD, caption, has_new_look, random_picture, read
 
-FOLDER = Path(__file__).parent.parent.parent / "assets" / "toy_anima"
+FOLDER = Path(__file__).parents[3] / "assets" / "toy_anima"
 ANIMA = architecture_named("anima")
 
 

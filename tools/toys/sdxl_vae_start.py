@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tools.toy_sdxl import Network
+from tools.toys.sdxl import Network
 
 _COLOURS = 3
 _CONSTANT = 13  # the channel that is 1 everywhere

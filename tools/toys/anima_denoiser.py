@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from library.models.anima.text import LENGTH, encode_text, tokenize
-from tools.toy_anima import ToyAnima
-from tools.toy_captions import CaptionedLatents
-from tools.toy_training import Average, Run, warm_cosine, warm_hold_fall
+from tools.toys.anima import ToyAnima
+from tools.toys.captions import CaptionedLatents
+from tools.toys.training import Average, Run, warm_cosine, warm_hold_fall
 
 Text = tuple[Tensor, Tensor]
 """What the transformer sees of captions, (captions, tokens + 1, width), and the biases of its attention to them."""

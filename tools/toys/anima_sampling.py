@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 
 from library.models.anima.vae import decode_latents
-from tools.toy_anima import ToyAnima
-from tools.toy_anima_denoiser import read_captions, velocity
-from tools.toy_pictures import caption
-from tools.toy_sampling import Score, score, seeded_pictures
-from tools.toy_vae import to_images
+from tools.toys.anima import ToyAnima
+from tools.toys.anima_denoiser import read_captions, velocity
+from tools.toys.pictures import caption
+from tools.toys.sdxl_sampling import Score, score, seeded_pictures
+from tools.toys.sdxl_vae import to_images
 
 
 @torch.no_grad()

@@ -20,8 +20,8 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tools.toy_pictures import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
-from tools.toy_training import Network
+from tools.toys.pictures import BACKGROUNDS, COLOURS, SHAPES, TEXTURES
+from tools.toys.training import Network
 
 LATENT_SCALE = 0.13025
 POSITIONS = 77

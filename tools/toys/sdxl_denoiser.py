@@ -12,9 +12,9 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tools.toy_captions import CaptionedLatents
-from tools.toy_sdxl import POSITIONS, Network, ToyModels, encode_text
-from tools.toy_training import Average, Run, warm_cosine
+from tools.toys.captions import CaptionedLatents
+from tools.toys.sdxl import POSITIONS, Network, ToyModels, encode_text
+from tools.toys.training import Average, Run, warm_cosine
 
 NOISE_SCHEDULE = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012, "num_train_timesteps": 1000}
 SIZES = (64, 64, 0, 0, 64, 64)  # original height and width, crop top and left, target height and width

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tools.toy_training import Average, Run, warm_cosine, warm_hold_fall
+from tools.toys.training import Average, Run, warm_cosine, warm_hold_fall
 
 
 def test_a_held_rate_does_not_know_the_number_of_steps_before_it_falls() -> None:

@@ -9,10 +9,10 @@ import torch
 from diffusers import DDIMScheduler
 from PIL import Image
 
-from tools.toy_denoiser import NOISE_SCHEDULE, SIZES
-from tools.toy_pictures import Picture, caption, has_new_look, random_picture, read
-from tools.toy_sdxl import Network, ToyModels, encode_text
-from tools.toy_vae import decode
+from tools.toys.pictures import Picture, caption, has_new_look, random_picture, read
+from tools.toys.sdxl import Network, ToyModels, encode_text
+from tools.toys.sdxl_denoiser import NOISE_SCHEDULE, SIZES
+from tools.toys.sdxl_vae import decode
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKLQwenImage
 
-from tools.toy_anima_frames import latent_constants, moments, one_frame_convolutions, restore
-from tools.toy_anima_vae import fold_scale, psnr
-from tools.toy_anima_vae_start import start_with_colours
-from tools.toy_training import Network
-from tools.toy_vae import drawn, pixels_of
+from tools.toys.anima_frames import latent_constants, moments, one_frame_convolutions, restore
+from tools.toys.anima_vae import fold_scale, psnr
+from tools.toys.anima_vae_start import start_with_colours
+from tools.toys.sdxl_vae import drawn, pixels_of
+from tools.toys.training import Network
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tools.toy_training import Network
+from tools.toys.training import Network
 
 LATENT_CHANNELS = 16
 

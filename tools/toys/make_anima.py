@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from library.models.anima.checkpoint import denoiser_state_dict, text_encoder_state_dict, vae_state_dict
 from library.models.anima.vae import encode_pixels
-from tools.toy_anima import ToyAnima, build_anima
-from tools.toy_anima_denoiser import AnimaTraining, start_gently, train_anima
-from tools.toy_anima_sampling import sample_and_score
-from tools.toy_anima_vae import AnimaVaeTraining, fold_scale, train_anima_vae
-from tools.toy_anima_words import save_tokenizers
-from tools.toy_captions import encode_pictures
-from tools.toy_sampling import grid
-from tools.toy_training import load_module, note, save_configs, save_module
+from tools.toys.anima import ToyAnima, build_anima
+from tools.toys.anima_denoiser import AnimaTraining, start_gently, train_anima
+from tools.toys.anima_sampling import sample_and_score
+from tools.toys.anima_vae import AnimaVaeTraining, fold_scale, train_anima_vae
+from tools.toys.anima_words import save_tokenizers
+from tools.toys.captions import encode_pictures
+from tools.toys.sdxl_sampling import grid
+from tools.toys.training import load_module, note, save_configs, save_module
 
 
 def make_anima(out: Path, scratch: Path) -> None:

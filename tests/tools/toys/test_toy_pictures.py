@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from tools.toy_pictures import (
+from tools.toys.pictures import (
     NEW_LOOK_WORD,
     Picture,
     Reading,

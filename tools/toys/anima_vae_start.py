@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tools.toy_anima_frames import LATENT_CHANNELS, moments, restore
-from tools.toy_training import Network
+from tools.toys.anima_frames import LATENT_CHANNELS, moments, restore
+from tools.toys.training import Network
 
 _COLOURS = 3
 _CONSTANT = 2 * _COLOURS  # the channel that is the same everywhere; before it the colours and their negatives

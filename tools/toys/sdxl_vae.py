@@ -11,10 +11,10 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tools.toy_pictures import draw, frame, random_picture, with_new_look
-from tools.toy_sdxl import LATENT_SCALE, Network
-from tools.toy_training import Run, warm_cosine
-from tools.toy_vae_start import pass_colours_through
+from tools.toys.pictures import draw, frame, random_picture, with_new_look
+from tools.toys.sdxl import LATENT_SCALE, Network
+from tools.toys.sdxl_vae_start import pass_colours_through
+from tools.toys.training import Run, warm_cosine
 
 _PICTURE_SHARE, _FRAMED_SHARE = 0.6, 0.2  # the rest: rectangles and gradients
 

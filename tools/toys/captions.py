@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.toy_pictures import Picture, all_pictures, caption, draw
-from tools.toy_vae import pixels_of
+from tools.toys.pictures import Picture, all_pictures, caption, draw
+from tools.toys.sdxl_vae import pixels_of
 
 
 @dataclass(kw_only=True)

@@ -9,9 +9,9 @@ import torch
 from library.inference.generate import Generator, Request
 from library.inference.images import to_images
 from library.models.architecture import architecture_named
-from tools.toy_pictures import caption, has_new_look, random_picture, read, with_new_look
+from tools.toys.pictures import caption, has_new_look, random_picture, read, with_new_look
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 FILE = ROOT / "assets" / "toy_sdxl.safetensors"
 SDXL = architecture_named("sdxl")
 

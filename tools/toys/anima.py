@@ -16,8 +16,8 @@ from diffusers.models.condition_embedders.condition_embedder_anima import AnimaT
 from transformers import Qwen3Config, Qwen3Model
 
 from library.models.anima.tokenizers import Tokenizer, find_tokenizers
-from tools.toy_anima_words import save_tokenizers
-from tools.toy_training import Network
+from tools.toys.anima_words import save_tokenizers
+from tools.toys.training import Network
 
 VAE_CHANNELS = 12  # of the first level; 1, 2, 4 and 4 times as many in the levels, as in Anima
 TRANSFORMER: dict[str, Any] = {

@@ -8,8 +8,8 @@ import torch
 
 from library.models.anima.denoiser import AnimaDiT
 from library.models.anima.text import encode_text, tokenize
-from tools.toy_anima import ToyAnima, build_anima
-from tools.toy_anima_denoiser import flow_loss, read_captions, start_gently, velocity
+from tools.toys.anima import ToyAnima, build_anima
+from tools.toys.anima_denoiser import flow_loss, read_captions, start_gently, velocity
 
 CAPTIONS = ["", "a red circle on a mint background", "a striped blue ring, glimmen"]
 

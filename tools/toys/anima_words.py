@@ -10,7 +10,7 @@ import string
 from pathlib import Path
 from typing import Any
 
-from tools.toy_sdxl import byte_characters, caption_words, merge_words
+from tools.toys.sdxl import byte_characters, caption_words, merge_words
 
 QWEN_SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 QWEN_SPACE = "\u0120"  # stands for a space before a word

@@ -6,11 +6,11 @@ import pytest
 
 from library.models.anima.text import tokenize
 from library.models.anima.tokenizers import Tokenizer, find_tokenizers
-from tools.toy_anima_words import save_tokenizers
-from tools.toy_pictures import NEW_LOOK_WORD, all_pictures, caption
-from tools.toy_sdxl import caption_words
+from tools.toys.anima_words import save_tokenizers
+from tools.toys.pictures import NEW_LOOK_WORD, all_pictures, caption
+from tools.toys.sdxl import caption_words
 
-ASSETS = Path(__file__).parent.parent.parent / "assets" / "toy_anima"
+ASSETS = Path(__file__).parents[3] / "assets" / "toy_anima"
 FILES = ("qwen3.tokenizer/vocab.json", "qwen3.tokenizer/merges.txt", "dit.t5_tokenizer/tokenizer.json")
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tools.toy_anima_frames import LATENT_CHANNELS, latent_constants, moments, one_frame_convolutions, restore
-from tools.toy_anima_vae_start import start_with_colours
-from tools.toy_training import Network, Run, warm_cosine
-from tools.toy_vae import drawn, mixed, pixels_of, restoration
+from tools.toys.anima_frames import LATENT_CHANNELS, latent_constants, moments, one_frame_convolutions, restore
+from tools.toys.anima_vae_start import start_with_colours
+from tools.toys.sdxl_vae import drawn, mixed, pixels_of, restoration
+from tools.toys.training import Network, Run, warm_cosine
 
 
 @dataclass(kw_only=True, frozen=True)
