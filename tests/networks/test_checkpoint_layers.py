@@ -104,6 +104,16 @@ def test_weights_with_scales_of_their_own_are_refused(network: Network, small_sd
         fill_layers(network, path)
 
 
+def test_a_folder_of_single_files_is_one_checkpoint(small_anima_files: Any):
+    network = open_adapter(write_adapter(small_anima_files.dit), base=small_anima_files.dit.parent)
+    fill_layers(network, small_anima_files.dit.parent)
+    stored = load_tensors(small_anima_files.dit) | load_tensors(small_anima_files.qwen3)
+    assert {member.part.is_denoiser for member in network.members} == {True, False}
+    for member in network.members:
+        key = f"net.{member.target.path}.weight" if member.part.is_denoiser else f"model.{member.target.path}.weight"
+        assert torch.equal(cast(Any, member.adapter.layer).weight, stored[key])
+
+
 def test_an_empty_folder_is_no_checkpoint(network: Network, tmp_path: Path):
     with pytest.raises(ValueError, match="a folder without safetensors files"):
         CheckpointTensors(tmp_path, network.naming, network.parts)

@@ -238,6 +238,25 @@ def test_text_over_512_tokens_is_not_cut():
     assert wrapped().condition(*text(600)).shape == (2, 600, 24)
 
 
+def test_padding_that_the_whole_batch_shares_is_not_computed_and_changes_nothing():
+    generator = torch.Generator().manual_seed(7)
+    states, ids = torch.randn(3, 40, TEXT_WIDTH, generator=generator), torch.randint(0, T5_WORDS, (3, 600), generator=generator)
+    mask, ids_mask = torch.zeros(3, 40, dtype=torch.int64), torch.zeros(3, 600, dtype=torch.int64)
+    for row, (words, pieces) in enumerate((([0, 1, 2], [0, 1]), ([], [0]), ([1, 8], [0, 4, 10]))):  # whole, empty, with holes
+        mask[row, words], ids_mask[row, pieces] = 1, 1
+    seen = mask | (mask.sum(dim=1, keepdim=True) == 0)
+    expected = bare()["text_conditioner"](
+        states * mask.unsqueeze(-1), ids, target_attention_mask=ids_mask, source_attention_mask=seen.bool()
+    )
+    denoiser, lengths = wrapped(), []
+    for layer in ("q_proj", "k_proj"):
+        attention = denoiser.text_conditioner.get_submodule(f"blocks.0.cross_attn.{layer}")
+        attention.register_forward_pre_hook(lambda _, given: lengths.append(given[0].shape[1]))
+    found = denoiser.condition(states, mask, ids, ids_mask)
+    assert found.shape == expected.shape == (3, 600, 24) and float((found - expected).abs().max()) <= 1e-5
+    assert lengths == [11, 9]
+
+
 def test_states_outside_the_mask_are_not_looked_at():
     denoiser, (states, mask, *ids) = wrapped(), text()
     assert torch.equal(denoiser.condition(states.masked_fill(mask.unsqueeze(-1) == 0, torch.nan), mask, *ids), denoiser.condition(*text()))
