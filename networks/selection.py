@@ -11,7 +11,7 @@ from torch import nn
 from library.core.log import get_logger
 from library.core.options import Given, OptionError, convert, declared, read_group
 from library.core.spelling import nearest
-from library.models.naming import Naming, Part, Target, naming_named, naming_names
+from library.models.naming import Naming, Part, Target, group_switches
 from networks import blocks
 from networks.any_model import AnyModel, chosen_by, found_in, is_adaptable
 from networks.arguments import FOR_CONVOLUTIONS, PATTERN_LISTS, WHERE, NetworkArguments, advice, boosted_by, unaliased
@@ -51,8 +51,7 @@ def read_arguments(
         Given(name, value, f"{WHERE} {name}") for name, value in given.items() if name not in switches and value is not None
     )
     problems += doubles
-    of_others = (name for family in naming_names() for part in naming_named(family).parts for name in part.extra_groups)
-    elsewhere = {**advice(rest), **dict.fromkeys(of_others, f"{naming.title} has no such layers")}
+    elsewhere = {**advice(rest), **dict.fromkeys(group_switches(), f"{naming.title} has no such layers")}
     arguments = None
     try:
         arguments = read_group(kind, rest, what="network argument", elsewhere=elsewhere)

@@ -20,7 +20,15 @@ MAY_IMPORT = {
     "library.data": {"library.data", "library.core"},
     "library.models": {"library.models", "library.diffusion", "library.data", "library.core"},
     "networks": {"networks", "library.models.architecture", "library.models.naming", "library.core"},
-    "library.training": {"library.training", "networks", "library.models", "library.diffusion", "library.data", "library.core"},
+    "library.training": {
+        "library.training",
+        "library.inference",
+        "networks",
+        "library.models",
+        "library.diffusion",
+        "library.data",
+        "library.core",
+    },
     "library.inference": {"library.inference", "networks", "library.models", "library.diffusion", "library.data", "library.core"},
 }
 """Package -> packages it may import. Scripts, tools and benchmarks may import all."""

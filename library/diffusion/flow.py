@@ -86,6 +86,8 @@ class FlowProcess(NoiseProcess):
     """Rectified flow with velocity prediction: x_s = (1 - s) latents + s noise, whose derivative is noise - latents."""
 
     prediction_type = "flow"
+    preview_sampler = "euler"
+    preview_shift = 3.0
 
     def __init__(self, options: FlowOptions | None = None) -> None:
         self.options = options or FlowOptions()

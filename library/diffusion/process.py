@@ -43,6 +43,8 @@ class NoiseProcess(ABC):
     """Pure functions of latents, noise and timesteps. Timesteps are (batch,), in the units that the denoiser takes."""
 
     prediction_type: str  # modelspec.prediction_type: epsilon, v, ...
+    preview_sampler: str  # that training draws its previews with
+    preview_shift: float | None = None  # of those previews, for a flow
 
     @abstractmethod
     def timesteps(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
@@ -72,6 +74,7 @@ class DDPMProcess(NoiseProcess):
     """Variance-preserving diffusion with noise prediction (Ho et al. 2020, equations 4 and 14) on SD's scaled-linear betas."""
 
     prediction_type = "epsilon"
+    preview_sampler = "ddim"
 
     def __init__(self, options: TimestepRange | None = None, beta_start: float = 0.00085, beta_end: float = 0.012) -> None:
         from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # two seconds, which adapters alone need not wait for

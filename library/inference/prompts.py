@@ -9,6 +9,8 @@ from typing import Any
 
 from library.core.options import Given, OptionError, option, read_group
 
+MAX_SEED = 2**32 - 1
+
 
 @dataclass(kw_only=True, frozen=True)
 class LineOptions:
@@ -32,6 +34,30 @@ class LineOptions:
 
 
 @dataclass(kw_only=True, frozen=True)
+class DrawingLine(LineOptions):
+    """Options of one prompt line."""
+
+    g: float | None = option(None, help="guidance scale, as --l")
+    fs: float | None = option(None, help="flow shift")
+
+    def check(self) -> Iterable[str]:
+        """What is wrong: as for every line, a seed, shift or scale out of bounds, two guidance scales."""
+        yield from super().check()
+        yield from infinite(self, ("g", "fs"))
+        for seed in self.d:
+            yield from seed_problems("--d", seed)
+        if self.fs is not None and not self.fs > 0:
+            yield f"--fs {self.fs:g}: must be more than 0"
+        if self.g is not None and self.l is not None:
+            yield "--g and --l are the same; give one"
+
+    @property
+    def scale(self) -> float | None:
+        """The guidance scale, by either name."""
+        return self.l if self.g is None else self.g
+
+
+@dataclass(kw_only=True, frozen=True)
 class PromptLine:
     """A prompt and the options that stand behind it."""
 
@@ -52,13 +78,21 @@ class PromptLine:
 
 
 def parse_line(line: str, where: str, group: type[LineOptions] = LineOptions) -> PromptLine:
-    """Split a prompt line at ` --name value`. Raises `OptionError` naming `where` for unknown options and bad values."""
+    """Split a prompt line at ` --name value`. Raises `OptionError` naming `where` for unknown options, bad values and broken text."""
+    if any(0xD800 <= ord(character) < 0xE000 for character in line):  # what Python makes of bytes that are no UTF-8
+        raise OptionError([f"{where}: not UTF-8 text"])
     text, *rest = re.split(r"(?:^|\s+)--(?=[A-Za-z])", line.strip())
     given = []
     for part in rest:
         name, _, value = part.partition(" ")
         given.append(Given(name, value.strip(), f"{where}, --{name}"))
     return PromptLine(prompt=text.strip(), options=read_group(group, given, what="line option"))
+
+
+def seed_problems(where: str, seed: int) -> Iterator[str]:
+    """A problem for a seed that the generators of noise do not take."""
+    if not 0 <= seed <= MAX_SEED:
+        yield f"{where} {seed}: must lie between 0 and {MAX_SEED}"
 
 
 def infinite(group: Any, names: Iterable[str]) -> Iterator[str]:
@@ -70,7 +104,7 @@ def infinite(group: Any, names: Iterable[str]) -> Iterator[str]:
                 yield f"--{name} {number:g}: must be finite"
 
 
-def read_prompt_file(path: Path, group: type[LineOptions] = LineOptions) -> list[PromptLine]:
+def read_prompt_file(path: Path, group: type[LineOptions] = LineOptions, given_as: str = "--from_file") -> list[PromptLine]:
     """The prompts of a text file, one a line; empty lines and lines that begin with # are left out.
 
     Raises `ValueError` for a missing or non-UTF-8 file, and `OptionError` with all bad lines at once.
@@ -78,9 +112,9 @@ def read_prompt_file(path: Path, group: type[LineOptions] = LineOptions) -> list
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
-        raise ValueError(f"--from_file {path}: no such file") from None
+        raise ValueError(f"{given_as} {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"--from_file {path}: cannot be read as UTF-8 text ({error})") from None
+        raise ValueError(f"{given_as} {path}: cannot be read as UTF-8 text ({error})") from None
     prompts, problems = [], []
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -92,5 +126,5 @@ def read_prompt_file(path: Path, group: type[LineOptions] = LineOptions) -> list
     if problems:
         raise OptionError(problems)
     if not prompts:
-        raise ValueError(f"--from_file {path}: holds no prompt")
+        raise ValueError(f"{given_as} {path}: holds no prompt")
     return prompts

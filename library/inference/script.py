@@ -17,11 +17,10 @@ from library.inference.generate import Generator, Request, batches, size_problem
 from library.inference.images import picture_path, save_png, to_images
 from library.inference.networks import AttachedNetworks, NetworkFileOptions, attach_networks
 from library.inference.not_yet import NOT_YET
-from library.inference.prompts import PromptLine, infinite, parse_line, read_prompt_file
+from library.inference.prompts import MAX_SEED, PromptLine, infinite, parse_line, read_prompt_file
 from library.models.architecture import Architecture, architecture_named
 
 logger = get_logger(__name__)
-MAX_SEED = 2**32 - 1
 
 
 @dataclass(kw_only=True, frozen=True)

@@ -142,6 +142,11 @@ def naming_named(name: str) -> Naming:
     return importlib.import_module(f"library.models.{name}.names").NAMING
 
 
+def group_switches() -> set[str]:
+    """The network arguments that turn on groups of layers in any family."""
+    return {switch for name in naming_names() for part in naming_named(name).parts for switch in part.extra_groups}
+
+
 def naming_of(denoiser: nn.Module) -> Naming | None:
     """The names of the family that recognises this denoiser, or None."""
     return next((naming for naming in map(naming_named, naming_names()) if naming.recognises(denoiser)), None)

@@ -11,7 +11,7 @@ NOT_YET = dict.fromkeys(
         full_fp16 full_bf16 ddp_timeout ddp_gradient_as_bucket_view ddp_static_graph wandb_run_name log_tracker_config wandb_api_key
         log_config console_log_simple noise_offset noise_offset_random_strength multires_noise_iterations ip_noise_gamma
         ip_noise_gamma_random_strength multires_noise_discount adaptive_noise_scale huber_schedule huber_c
-        huber_scale lowram sample_every_n_steps sample_at_first sample_every_n_epochs sample_prompts sample_sampler output_config
+        huber_scale lowram sample_sampler output_config
         conditioning_data_dir masked_loss deepspeed zero_stage offload_optimizer_device offload_optimizer_nvme_path offload_param_device
         offload_param_nvme_path zero3_init_flag zero3_save_16bit_model fp16_master_weights_and_gradients lr_scheduler_type
         lr_scheduler_args lr_decay_steps fused_backward_pass lr_scheduler_timescale lr_scheduler_min_lr_ratio min_snr_gamma

@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
@@ -19,6 +20,7 @@ from library.data.batch import Batch
 from library.data.dataset import TrainingData
 from library.data.options import DataOptions
 from library.diffusion.loss import LossOptions
+from library.inference.generate import Generator
 from library.models.architecture import Architecture, architecture_named
 from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, check_network_arguments, merge_base_weights
 from library.training.block_swap import BlockSwap
@@ -28,6 +30,7 @@ from library.training.not_yet import NOT_YET
 from library.training.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
 from library.training.precision import PrecisionOptions, checkpoint_gradients
 from library.training.prepare import epochs_of, fill_caches, load_data, load_models, make_accelerator, resolved_seed, tell_cut_captions
+from library.training.previews import PreviewOptions, Previews
 from library.training.progress import LogOptions, Progress
 from library.training.rules import without_effect
 from library.training.save import SaveOptions, Saver
@@ -91,6 +94,7 @@ class Run:
     schedule: LRScheduler
     length: Length
     saver: Saver
+    previews: Previews
     progress: Progress
     metadata: dict[str, str] = field(default_factory=dict)
     step: int = 0
@@ -108,7 +112,7 @@ def option_groups(arch: Architecture) -> list[type]:
     """The option groups of a family's training script, in the order of its help."""
     return [
         arch.ModelOptions, DataOptions, NetworkOptions, RunOptions, OptimizerOptions, ScheduleOptions, arch.NoiseOptions, LossOptions,
-        PrecisionOptions, SaveOptions, LogOptions, MetadataOptions,
+        PrecisionOptions, SaveOptions, PreviewOptions, LogOptions, MetadataOptions,
     ]  # fmt: skip
 
 
@@ -132,19 +136,26 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     saver = Saver(options[SaveOptions])
     seed = resolved_seed(options[RunOptions].seed)
     data = load_data(arch, options, seed)
-    run = set_up(arch, options, accelerator, data, seed, saver)
+    previews = Previews.of(options[PreviewOptions], arch, saver.folder, saver.options.output_name, seed)
+    run = set_up(arch, options, accelerator, data, seed, saver, previews)
     with run.progress.bar():
+        if previews.due_at_first():
+            preview(run, f"{run.step:06d}")
         for epoch, batches in epochs_of(data, run.length.epochs, accelerator):
             train_epoch(run, epoch, batches)
             if saver.due_after_epoch(epoch, run.length.epochs):
                 save(run, saver.epoch_file(epoch), epoch)
                 saver.remove_old_epochs(epoch)
+            if previews.due_after_epoch(epoch):
+                preview(run, f"e{epoch:06d}")
     save(run, saver.final_file(), run.length.epochs)
     accelerator.end_training()
     return RunResult(losses=run.progress.losses, file=saver.final_file())
 
 
-def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, data: TrainingData, seed: int, saver: Saver) -> Run:
+def set_up(
+    arch: Architecture, options: OptionSet, accelerator: Accelerator, data: TrainingData, seed: int, saver: Saver, previews: Previews
+) -> Run:
     """Load the models, fill the caches, build network, optimizer and schedule."""
     precision = options[PrecisionOptions]
     model_options = options[arch.ModelOptions]
@@ -171,7 +182,7 @@ def set_up(arch: Architecture, options: OptionSet, accelerator: Accelerator, dat
     )  # fmt: skip
     run = Run(
         accelerator=accelerator, arch=arch, options=options, data=data, context=context, trained=trained, optimizer=optimizer,
-        schedule=schedule, length=length, saver=saver,
+        schedule=schedule, length=length, saver=saver, previews=previews,
         progress=Progress(length.steps, length.steps_per_epoch, accelerator.is_local_main_process),
     )  # fmt: skip
     run.metadata = describe(run, seed)
@@ -187,6 +198,8 @@ def train_epoch(run: Run, epoch: int, batches: Iterable[Batch]) -> None:
         if run.saver.due_after_step(run.step) and run.step < run.length.steps:
             save(run, run.saver.step_file(run.step), epoch)
             run.saver.remove_old_steps(run.step)
+        if run.previews.due_after_step(run.step):
+            preview(run, f"{run.step:06d}")
         if run.step == run.length.steps:
             break
     run.accelerator.log(run.progress.epoch_figures(), step=run.step)
@@ -237,6 +250,19 @@ def save(run: Run, path: Path, epoch: int) -> None:
         run.trained.network.save_weights(str(path), run.saver.dtype, entries)
         logger.info("saved %s (step %d)", path, run.step)
     run.accelerator.wait_for_everyone()
+
+
+def preview(run: Run, moment: str) -> None:
+    """Draw the previews with the network as it is now; one process draws, all wait."""
+    accelerator, context = run.accelerator, run.context
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        generator = Generator(
+            arch=run.arch, models=run.trained.models, model_options=context.model_options, device=accelerator.device, dtype=torch.float32
+        )
+        with accelerator.autocast():
+            run.previews.draw(generator, run.trained.network, moment, text_is_fixed=not run.trained.trains_text_encoders)
+    accelerator.wait_for_everyone()
 
 
 def describe(run: Run, seed: int) -> dict[str, str]:

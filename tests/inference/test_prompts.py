@@ -74,3 +74,8 @@ def test_a_size_that_the_family_cannot_draw_names_the_next() -> None:
 def test_prompt_or_file_is_needed() -> None:
     assert list(PictureOptions().check()) == ["give either --prompt or --from_file"]
     assert list(PictureOptions(prompt="a", from_file="b").check())
+
+
+def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(OptionError, match="--prompt: not UTF-8 text"):
+        parse_line("a cat\udcff", "--prompt")

@@ -5,6 +5,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -17,7 +18,9 @@ from library.inference import script
 from library.models.architecture import architecture_named, architecture_names, architecture_of
 from library.models.naming import naming_names
 from library.training import run
+from networks import lora
 from networks.network import Network
+from networks.protocol import argument_problems
 
 SOURCE = Path(__file__).parent / "third_family"
 
@@ -70,6 +73,14 @@ def test_the_folder_is_found_and_recognised(family: str) -> None:
     arch = architecture_named(family)
     models = arch.load(arch.ModelOptions(), device=torch.device("cpu"), dtype=torch.float32)
     assert architecture_of(models.denoiser) is arch
+
+
+def test_an_argument_of_its_own_is_explained_to_the_others(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    [mixer, *_] = architecture_named(family).parts
+    monkeypatch.setitem(cast(dict, mixer.extra_groups), "train_frills", ("Frill",))
+    for arch in map(architecture_named, architecture_names()):
+        expected = [] if arch.name == family else [f"--network_args train_frills: {arch.title} has no such layers"]
+        assert argument_problems(lora, {"train_frills": "True"}, arch) == expected
 
 
 @pytest.mark.parametrize("module", ["networks.lora", "networks.loha", "networks.lokr"])

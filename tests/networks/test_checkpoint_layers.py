@@ -9,6 +9,7 @@ from torch import Tensor
 
 from library.core.tensor_file import load_tensors, save_tensors
 from library.models.architecture import Models
+from library.models.naming import naming_named
 from networks import lora
 from networks.checkpoint_layers import CheckpointTensors, fill_layers
 from networks.network import Network
@@ -105,13 +106,15 @@ def test_weights_with_scales_of_their_own_are_refused(network: Network, small_sd
 
 
 def test_a_folder_of_single_files_is_one_checkpoint(small_anima_files: Any):
-    network = open_adapter(write_adapter(small_anima_files.dit), base=small_anima_files.dit.parent)
-    fill_layers(network, small_anima_files.dit.parent)
-    stored = load_tensors(small_anima_files.dit) | load_tensors(small_anima_files.qwen3)
-    assert {member.part.is_denoiser for member in network.members} == {True, False}
-    for member in network.members:
-        key = f"net.{member.target.path}.weight" if member.part.is_denoiser else f"model.{member.target.path}.weight"
-        assert torch.equal(cast(Any, member.adapter.layer).weight, stored[key])
+    naming, folder = naming_named("anima"), small_anima_files.dit.parent
+    tensors, parts = CheckpointTensors(folder, naming), naming.outline(folder)
+    for (part, module), file in zip(parts, (small_anima_files.dit, small_anima_files.qwen3), strict=True):
+        stored, targets = load_tensors(file), naming.targets(part, module)
+        assert targets
+        for target in targets:
+            [key] = [key for key in stored if key.removeprefix("net.").removeprefix("model.") == f"{target.path}.weight"]
+            assert torch.equal(tensors.weight(part, target), stored[key])
+    tensors.close()
 
 
 def test_an_empty_folder_is_no_checkpoint(network: Network, tmp_path: Path):

@@ -9,8 +9,7 @@ import torch
 from library.core.devices import best_device
 from library.core.options import declared, option
 from library.core.rules import Rule
-from library.inference.prompts import LineOptions, infinite
-from library.inference.script import MAX_SEED
+from library.inference.prompts import infinite, seed_problems
 
 OutputType = Literal["images", "latent", "latent_images"]
 
@@ -58,7 +57,7 @@ class DrawingOptions:
         if not self.flow_shift > 0:
             yield f"--flow_shift {self.flow_shift:g}: must be more than 0"
         if self.seed is not None:
-            yield from _seed_problems("--seed", self.seed)
+            yield from seed_problems("--seed", self.seed)
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -129,30 +128,6 @@ REFUSED = {
 """Options of sd-scripts that are refused, whatever the family -> the reason."""
 
 
-@dataclass(kw_only=True, frozen=True)
-class DrawingLine(LineOptions):
-    """Options of one prompt line."""
-
-    g: float | None = option(None, help="guidance scale, as --l")
-    fs: float | None = option(None, help="flow shift")
-
-    def check(self) -> Iterable[str]:
-        """What is wrong: as for every line, a seed, shift or scale out of bounds, two guidance scales."""
-        yield from super().check()
-        yield from infinite(self, ("g", "fs"))
-        for seed in self.d:
-            yield from _seed_problems("--d", seed)
-        if self.fs is not None and not self.fs > 0:
-            yield f"--fs {self.fs:g}: must be more than 0"
-        if self.g is not None and self.l is not None:
-            yield "--g and --l are the same; give one"
-
-    @property
-    def scale(self) -> float | None:
-        """The guidance scale, by either name."""
-        return self.l if self.g is None else self.g
-
-
 def device_named(name: str | None) -> torch.device:
     """The device of `--device`, tried; the best there is for None. Raises `ValueError` for one that is not there."""
     if name is None:
@@ -191,8 +166,3 @@ def _below_one(group: Any, names: Iterable[str]) -> Iterator[str]:
     for name in names:
         if getattr(group, name) < 1:
             yield f"--{name} {getattr(group, name)}: must be at least 1"
-
-
-def _seed_problems(where: str, seed: int) -> Iterator[str]:
-    if not 0 <= seed <= MAX_SEED:
-        yield f"{where} {seed}: must lie between 0 and {MAX_SEED}"

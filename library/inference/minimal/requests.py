@@ -8,9 +8,8 @@ from typing import cast
 from library.core.log import get_logger, warn_once
 from library.core.options import OptionError
 from library.inference.generate import Request, size_problems
-from library.inference.minimal.options import AdapterOptions, DrawingLine, DrawingOptions
-from library.inference.prompts import PromptLine
-from library.inference.script import MAX_SEED
+from library.inference.minimal.options import AdapterOptions, DrawingOptions
+from library.inference.prompts import MAX_SEED, DrawingLine, PromptLine
 from library.models.architecture import Architecture
 
 logger = get_logger(__name__)

@@ -21,7 +21,6 @@ from library.inference.minimal.options import (
     GROUPS,
     REFUSED,
     AdapterOptions,
-    DrawingLine,
     DrawingOptions,
     MachineOptions,
     OutputOptions,
@@ -31,7 +30,7 @@ from library.inference.minimal.options import (
 )
 from library.inference.minimal.requests import requests_of
 from library.inference.minimal.stages import Stages
-from library.inference.prompts import PromptLine, parse_line, read_prompt_file
+from library.inference.prompts import DrawingLine, PromptLine, parse_line, read_prompt_file
 from library.models.architecture import Architecture, GenerationFiles, architecture_named
 
 logger = get_logger(__name__)

@@ -21,7 +21,7 @@ from library.models.anima.options import NOT_ANIMA, GenerationFiles, ModelOption
 from library.models.anima.tokenizers import check_sizes, find_tokenizers
 from library.models.anima.vae import decode_latents, encode_pixels
 from library.models.architecture import Architecture, Models, Tokens
-from library.models.digests import hash_entries, weight_files
+from library.models.digests import hash_entries, model_files
 
 CONDITIONING = "conditioning"
 
@@ -117,7 +117,7 @@ class Anima(AnimaNaming, Architecture):
         The DiT does not count: nothing that is cached passes through it. Nor do paths, names and dates: caches move with their model.
         """
         files = cast(ModelOptions, options)
-        weights = [*weight_files(files.text_encoder), *weight_files(files.vae_path)]
+        weights = [*model_files(files.text_encoder), *model_files(files.vae_path)]
         tokenizers = (tokenizer.backend.to_str() for tokenizer in _tokenizers(files))
         facts = [
             *map(sampled_file_hash, weights),

@@ -12,7 +12,7 @@ from library.core.file_hash import sampled_file_hash
 from library.data.batch import Sizes, TextStates
 from library.diffusion.process import DDPMProcess, NoiseProcess, TimestepRange
 from library.models.architecture import Architecture, Models, Tokens
-from library.models.digests import hash_entries, weight_files
+from library.models.digests import hash_entries, model_files
 from library.models.sdxl import text
 from library.models.sdxl.checkpoint import load_checkpoint
 from library.models.sdxl.configuration import LATENT_SCALE
@@ -89,7 +89,7 @@ class SDXL(SDXLNaming, Architecture):
         """
         files = cast(ModelOptions, options)
         vocabularies = find_vocabularies(files.checkpoint, files.tokenizer, files.tokenizer_cache_dir)
-        weights = [*weight_files(files.checkpoint), *(weight_files(Path(files.vae)) if files.vae else ())]
+        weights = [*model_files(files.checkpoint), *(model_files(Path(files.vae)) if files.vae else ())]
         facts = [
             *map(sampled_file_hash, weights),
             *(repr(sorted(vocabulary.ids.items())) for vocabulary in vocabularies),

@@ -1,0 +1,155 @@
+"""Pictures drawn while training, the same prompts and seeds each time: one sees what the network learns.
+
+They are drawn as the generation scripts draw, latents and steps in float32. They never disturb the run: their noise comes from generators
+of their own, the global one is put back, and what fails is said and left.
+"""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import nn
+
+from library.core.keyed_random import keyed_seed
+from library.core.log import get_logger
+from library.core.options import OptionError, option
+from library.data.batch import TextStates
+from library.diffusion.process import NoiseProcess
+from library.inference.generate import Generator, Request, size_problems
+from library.inference.images import free_path, save_png, to_images
+from library.inference.prompts import MAX_SEED, DrawingLine, PromptLine, read_prompt_file
+from library.inference.script import parameters_of
+from library.models.architecture import Architecture
+
+logger = get_logger(__name__)
+SIDE, STEPS, SCALE = 512, 30, 7.5  # of a line that says nothing else, as in sd-scripts
+INTERVALS = ("sample_every_n_steps", "sample_every_n_epochs")
+
+
+@dataclass(kw_only=True, frozen=True)
+class PreviewOptions:
+    """Previews."""
+
+    sample_prompts: str | None = option(None, help="text file with one prompt a line and its line options: pictures drawn while training")
+    sample_every_n_steps: int | None = option(None, help="draw them after every n optimizer steps")
+    sample_every_n_epochs: int | None = option(None, help="draw them after every n epochs")
+    sample_at_first: bool = option(False, help="draw them before the first step too")
+
+    def check(self) -> Iterable[str]:
+        """What is wrong: intervals below one or without prompts, prompts that nothing draws, prompts in another format than text."""
+        given = [name for name in (*INTERVALS, "sample_at_first") if getattr(self, name)]
+        for name in INTERVALS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"--{name} {value}: must be at least 1"
+        if self.sample_prompts is None:
+            yield from (f"--{name} has no effect without --sample_prompts" for name in given)
+        elif not given:
+            yield "--sample_prompts has no effect without --sample_every_n_steps, --sample_every_n_epochs or --sample_at_first"
+        if self.sample_prompts is not None and Path(self.sample_prompts).suffix in (".toml", ".json"):
+            yield f"--sample_prompts {self.sample_prompts}: only text files are read yet, one prompt a line"
+
+
+@dataclass(kw_only=True)
+class Previews:
+    """What is drawn, when, and into which files."""
+
+    options: PreviewOptions
+    requests: list[Request]
+    folder: Path
+    name: str
+    _texts: list[list[TextStates]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, options: PreviewOptions, arch: Architecture, output: Path, name: str | None, seed: int) -> "Previews":
+        """The previews of a run, in `sample/` of its folder. Raises `ValueError` for prompts that cannot be read or drawn."""
+        if options.sample_prompts is None:
+            return cls(options=options, requests=[], folder=output, name="")
+        lines = read_prompt_file(Path(options.sample_prompts), DrawingLine, "--sample_prompts")
+        requests = [request for index, line in enumerate(lines) for request in _requests(line, arch.noise_process(), seed, index)]
+        problems = [problem for request in requests for problem in size_problems(request, arch)]
+        if problems:
+            raise OptionError(f"--sample_prompts {options.sample_prompts}: {problem}" for problem in dict.fromkeys(problems))
+        return cls(options=options, requests=requests, folder=output / "sample", name=name or "last")
+
+    def due_at_first(self) -> bool:
+        """Are they drawn before the first step?"""
+        return self.options.sample_at_first
+
+    def due_after_step(self, step: int) -> bool:
+        """Are they drawn after this optimizer step?"""
+        return bool(self.options.sample_every_n_steps) and step % (self.options.sample_every_n_steps or 1) == 0
+
+    def due_after_epoch(self, epoch: int) -> bool:
+        """Are they drawn after this epoch, counted from 1?"""
+        return bool(self.options.sample_every_n_epochs) and epoch % (self.options.sample_every_n_epochs or 1) == 0
+
+    def draw(self, generator: Generator, network: nn.Module, moment: str, *, text_is_fixed: bool) -> list[Path]:
+        """Draw every request and write it as `<name>_<moment>_<number>_<date>_<seed>.png`; returns the files.
+
+        `text_is_fixed` where no text encoder is trained: then the prompts are encoded once. A failure is a warning, not an error.
+        """
+        was_training, files = network.training, []
+        network.eval()
+        try:
+            with torch.random.fork_rng(), torch.no_grad():
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for number, request in enumerate(self.requests):
+                    files.append(self._draw_one(generator, number, request, moment, text_is_fixed))
+        except (ValueError, RuntimeError, OSError) as error:
+            logger.warning("previews: number %d was not drawn, the run goes on: %s", len(files), error)
+        finally:
+            network.train(was_training)
+        return files
+
+    def _draw_one(self, generator: Generator, number: int, request: Request, moment: str, text_is_fixed: bool) -> Path:
+        latents = generator.sample([request], self._text(generator, number, request, text_is_fixed))
+        with _vae_on_device(generator):
+            (image,) = to_images(generator.decode(latents))
+        stem = f"{self.name}_{moment}_{number:02d}_{time.strftime('%Y%m%d%H%M%S')}_{request.seed}"
+        path = free_path(self.folder, stem, ".png")
+        save_png(image, path, parameters_of(request, ()))
+        return path
+
+    def _text(self, generator: Generator, number: int, request: Request, text_is_fixed: bool) -> list[TextStates]:
+        if number < len(self._texts):
+            return self._texts[number]
+        states = [{name: state.to(generator.device) for name, state in text.items()} for text in generator.encode([request])]
+        if text_is_fixed:
+            self._texts.append(states)
+        return states
+
+
+def _requests(line: PromptLine, process: NoiseProcess, seed: int, index: int) -> Iterator[Request]:
+    own = cast(DrawingLine, line.options)
+    line.strengths(())
+    process.sampler(process.preview_sampler, 1, own.fs or process.preview_shift)  # says what it cannot do now, not in the run
+    request = Request(
+        prompt=line.prompt,
+        negative=own.n or "",
+        width=own.w or SIDE,
+        height=own.h or SIDE,
+        steps=own.s or STEPS,
+        scale=SCALE if own.scale is None else own.scale,
+        sampler=process.preview_sampler,
+        seed=keyed_seed(seed, "preview", index) % (MAX_SEED + 1),
+        shift=own.fs or process.preview_shift,
+    )
+    return (replace(request, seed=own_seed) for own_seed in own.d or (request.seed,))
+
+
+@contextmanager
+def _vae_on_device(generator: Generator) -> Iterator[None]:
+    """The VAE on the generator's device, then back where it was: caching may have sent it away."""
+    vae = generator.models.vae
+    assert vae is not None
+    home = next(vae.parameters()).device
+    vae.to(generator.device)
+    try:
+        yield
+    finally:
+        vae.to(home)
