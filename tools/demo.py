@@ -80,7 +80,7 @@ DEMOS = {
         train=(
             "anima_train_network.py", *MODELS["anima"],
             "--network_module", "networks.lokr", "--network_dim", "8", "--network_alpha", "4", "--network_args", "factor=4",
-            "--learning_rate", "2e-3", "--max_train_steps", "500", *TRAINING,
+            "--learning_rate", "2e-3", "--max_train_steps", "400", *TRAINING,
         ),
         generate=(
             "anima_minimal_inference.py", "--dit", f"{ANIMA}/dit.safetensors", "--text_encoder", f"{ANIMA}/qwen3.safetensors",

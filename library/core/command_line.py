@@ -65,13 +65,19 @@ def parse_command_line(
 
 
 def run_script(main: Callable[[list[str]], object]) -> None:
-    """Call `main` with the arguments; a `ValueError` is the user's to mend: exit status 2, the traceback only at log level DEBUG."""
+    """Call `main` with the arguments; a `ValueError` is the user's to mend: exit status 2, the traceback only at log level DEBUG.
+
+    Ctrl-C ends with status 130.
+    """
     try:
         main(sys.argv[1:])
     except ValueError as error:
         ROOT_LOGGER.debug("where it came from", exc_info=True)
         sys.stderr.write("".join(f"error: {line}\n" for line in str(error).splitlines()))
         raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("\ninterrupted\n")
+        raise SystemExit(130) from None
 
 
 def markdown_table(groups: Sequence[type]) -> str:

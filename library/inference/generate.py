@@ -137,8 +137,10 @@ def batches(requests: Sequence[Request], size: int) -> list[list[Request]]:
 
 def size_problems(request: Request, arch: Architecture) -> Iterator[str]:
     """What is wrong with a request's width and height, with the size that is near."""
-    step = arch.resolution_step
+    step, longest = arch.resolution_step, arch.longest_side
     for name, side in (("width", request.width), ("height", request.height)):
+        if longest is not None and side > longest:
+            yield f"{name} {side}: {arch.title} draws at most {longest}"
         if side % step:
             yield f"{name} {side}: {arch.title} draws multiples of {step}; try {max(step, round(side / step) * step)}"
 

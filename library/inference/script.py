@@ -115,6 +115,8 @@ def parameters_of(request: Request, files: Sequence[str]) -> dict[str, str]:
         "width": str(request.width),
         "height": str(request.height),
     }
+    if request.shift is not None:
+        entries["flow-shift"] = str(request.shift)
     if files:
         entries["networks"] = ", ".join(f"{Path(file).name}:{strength:g}" for file, strength in zip(files, request.strengths, strict=True))
     return entries

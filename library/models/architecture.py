@@ -54,6 +54,7 @@ class Architecture(Naming):
     latent_channels: ClassVar[int]
     pixels_per_latent: ClassVar[int]  # side of the square of pixels behind one latent position
     resolution_step: ClassVar[int]  # image sides and bucket steps are multiples of it
+    longest_side: ClassVar[int | None] = None  # of an image, where the denoiser knows no more positions
     default_resolution: ClassVar[int]
     text_keys: ClassVar[tuple[str, ...]]  # the keys of TextStates
     has_blocks: ClassVar[bool] = False  # a row of blocks in the denoiser, of which those not at work may leave the device

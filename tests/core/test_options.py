@@ -6,7 +6,7 @@ from typing import Literal
 
 import pytest
 
-from library.core.command_line import markdown_table, parse_command_line
+from library.core.command_line import markdown_table, parse_command_line, run_script
 from library.core.options import Given, OptionError, convert, option, pairs, read_group
 
 
@@ -130,3 +130,12 @@ def test_read_group_gives_advice_for_names_of_another_place() -> None:
 def test_docs_table_holds_every_option() -> None:
     table = markdown_table([Animal])
     assert "| `--legs` | whole number | 4 | how many |" in table and "bark\\|meow" in table and "required" in table
+
+
+def test_ctrl_c_ends_a_script_with_its_status_and_without_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as caught:
+        run_script(interrupted)
+    assert caught.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"

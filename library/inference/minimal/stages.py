@@ -93,7 +93,7 @@ class Stages:
         return {name: torch.cat([states[name] for states in column]).to(self.device) for name in column[0]}
 
     def _parameters(self, request: Request) -> dict[str, str]:
-        return parameters_of(request, self.adapter_files) | {"flow-shift": str(request.shift)}
+        return parameters_of(request, self.adapter_files)
 
 
 def _keys(request: Request) -> list[Key]:

@@ -5,6 +5,8 @@ The kernels of other packages are theirs; the processor here normalises and rota
 """
 
 import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,7 +26,8 @@ class Backend:
     """Where the kernel of a mode comes from, and what it cannot do."""
 
     build: Callable[[], Attend]
-    package: str = ""  # what to install; empty for torch's own
+    module: str = ""  # empty for torch's own
+    package: str = ""  # what to install
     trains: bool = True  # whether it has a backward pass
     is_half_only: bool = False
 
@@ -49,6 +52,14 @@ def set_attention(denoiser: nn.Module, mode: str, split: bool = False, *, trains
     for layer in cast(list[Any], list(denoiser.modules())):
         if hasattr(layer, "set_processor") and hasattr(layer, "norm_q"):  # Cosmos' own; the conditioner needs masks and stays with torch
             layer.set_processor(processor)
+
+
+def missing_package(mode: str) -> str | None:
+    """What is wrong with a mode whose package is not installed; None where it is, and for an unknown mode."""
+    backend = BACKENDS.get(mode)
+    if backend is None or not backend.module or backend.module in sys.modules or importlib.util.find_spec(backend.module) is not None:
+        return None
+    return f"--attn_mode {mode}: needs the package {backend.package} (pip install {backend.package})"
 
 
 class Processor:
@@ -110,9 +121,9 @@ def _xformers() -> Attend:
 BACKENDS: dict[str, Backend] = {
     "torch": Backend(build=_torch),
     "sdpa": Backend(build=_torch),
-    "flash": Backend(build=_flash, package="flash-attn", is_half_only=True),
-    "sageattn": Backend(build=_sage, package="sageattention", trains=False, is_half_only=True),
-    "xformers": Backend(build=_xformers, package="xformers"),
+    "flash": Backend(build=_flash, module="flash_attn", package="flash-attn", is_half_only=True),
+    "sageattn": Backend(build=_sage, module="sageattention", package="sageattention", trains=False, is_half_only=True),
+    "xformers": Backend(build=_xformers, module="xformers", package="xformers"),
 }
 
 

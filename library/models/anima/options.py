@@ -10,6 +10,7 @@ import torch
 from library.core.devices import dtype_named
 from library.core.options import declared, option
 from library.core.rules import Rule
+from library.models.anima.attention import missing_package
 from library.models.anima.checkpoint import check_files
 
 AttentionMode = Literal["torch", "sdpa", "flash", "sageattn", "xformers"]
@@ -53,6 +54,8 @@ class ModelOptions:
         yield from _below_one(self)
         if self.attn_mode == "sageattn":
             yield "--attn_mode sageattn: has no backward pass, so nothing can be trained through it; use torch, flash or xformers"
+        elif (problem := missing_package(self.attn_mode or "torch")) is not None:
+            yield problem
         if not self.dit.is_dir():
             for name, what in (("qwen3", "the Qwen3 text encoder"), ("vae", "the Qwen-Image VAE")):
                 if getattr(self, name) is None:
@@ -112,8 +115,10 @@ class GenerationFiles:
     )
 
     def check(self) -> Iterable[str]:
-        """What is wrong: lengths below one."""
+        """What is wrong: lengths below one, an attention whose package is not installed."""
         yield from _below_one(self)
+        if (problem := missing_package(self.attn_mode)) is not None:
+            yield problem
 
     def missing(self, *, draws: bool, decodes: bool) -> Iterable[str]:
         """What is needed for drawing latents, or for decoding them, and was not given or is not there."""

@@ -35,6 +35,7 @@ class Anima(AnimaNaming, Architecture):
     latent_channels: ClassVar[int] = 16
     pixels_per_latent: ClassVar[int] = 8
     resolution_step: ClassVar[int] = 16
+    longest_side: ClassVar[int | None] = 4096
     default_resolution: ClassVar[int] = 1024
     text_keys: ClassVar[tuple[str, ...]] = ("hidden_states", "mask", "t5_ids", "t5_mask")
     has_blocks: ClassVar[bool] = True
