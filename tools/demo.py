@@ -80,11 +80,11 @@ DEMOS = {
         train=(
             "anima_train_network.py", *MODELS["anima"],
             "--network_module", "networks.lokr", "--network_dim", "8", "--network_alpha", "4", "--network_args", "factor=4",
-            "--learning_rate", "2e-3", "--max_train_steps", "400", *TRAINING,
+            "--learning_rate", "2e-3", "--max_train_steps", "450", *TRAINING,
         ),
         generate=(
             "anima_minimal_inference.py", "--dit", f"{ANIMA}/dit.safetensors", "--text_encoder", f"{ANIMA}/qwen3.safetensors",
-            "--vae", f"{ANIMA}/vae.safetensors", "--image_size", "64", "64", "--infer_steps", "25", "--guidance_scale", "4",
+            "--vae", f"{ANIMA}/vae.safetensors", "--image_size", "64", "64", "--infer_steps", "20", "--guidance_scale", "4",
             "--flow_shift", "1", "--batch_size", "16",
         ),
         into=("--save_path",),
