@@ -23,7 +23,7 @@ from library.core.log import get_logger
 from library.core.spelling import nearest
 from library.core.tensor_file import listing
 from library.models.architecture import Models
-from library.models.naming import Naming, naming_of
+from library.models.naming import Naming, naming_of, network_aliases
 from networks.canonical_view import canonical_view
 from networks.members import algorithms
 from networks.rates import spread
@@ -107,9 +107,12 @@ class NetworkRequest:
 
 
 def load_network_module(name: str) -> ModuleType:
-    """The module that `--network_module` names. Raises `ValueError` with the nearest of ours, or what the module lacks."""
+    """The module that `--network_module` names, also by the names of sd-scripts for it.
+
+    Raises `ValueError` with the nearest of ours, or what the module lacks.
+    """
     try:
-        module = importlib.import_module(name)
+        module = importlib.import_module(network_aliases().get(name, name))
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise ValueError(f"--network_module {name}: it needs the package '{error.name}', which is not installed") from error

@@ -75,6 +75,7 @@ class Naming(ABC):
     name: ClassVar[str]  # folder name: sdxl
     title: ClassVar[str]  # for messages: SDXL
     parts: ClassVar[tuple[Part, ...]]  # denoiser first, then the text encoders in order
+    network_aliases: ClassVar[Mapping[str, str]] = {}  # names that sd-scripts has for a network module of this family -> the module
     marks: ClassVar[tuple[str, ...]] = ()  # regexes that find this family's names in those of any tool, dots written as underscores
 
     @abstractmethod
@@ -140,6 +141,11 @@ def naming_named(name: str) -> Naming:
     if name not in naming_names():
         raise ValueError(f"unknown model family '{name}'; there are: {', '.join(naming_names())}")
     return importlib.import_module(f"library.models.{name}.names").NAMING
+
+
+def network_aliases() -> dict[str, str]:
+    """The names that sd-scripts has for network modules of single families, and the modules that do their work here."""
+    return {alias: module for name in naming_names() for alias, module in naming_named(name).network_aliases.items()}
 
 
 def group_switches() -> set[str]:

@@ -24,6 +24,14 @@ def test_metadata_says_flow_and_how_places_were_drawn(anima: SmallFamily, images
     assert {name: metadata.get(name) for name in expected} == expected
 
 
+def test_sd_scripts_own_name_for_lora_on_anima_trains_a_lora(anima: SmallFamily, images: Path, tmp_path: Path) -> None:
+    given = ["--max_train_steps", "2", "--network_args", "verbose=True", "exclude_patterns=['.*cross_attn.*']"]
+    ours = anima.run(images, tmp_path / "a", *given, module="networks.lora")
+    theirs = anima.run(images, tmp_path / "b", *given, module="networks.lora_anima")
+    assert theirs.losses == ours.losses and read_header(theirs.file).tensors == read_header(ours.file).tensors
+    assert read_header(theirs.file).metadata["ss_network_module"] == "networks.lora_anima"
+
+
 @pytest.mark.parametrize(
     "extra",
     [

@@ -4,7 +4,7 @@ The denoiser comes in three class trees: the original's, as sd-scripts has it, w
 `CosmosTransformer3DModel` alone; and a module that holds that as `transformer` and an `AnimaTextConditioner` as `text_conditioner`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -105,6 +105,7 @@ class AnimaNaming(Naming):
     name: ClassVar[str] = "anima"
     title: ClassVar[str] = "Anima"
     parts: ClassVar[tuple[Part, ...]] = PARTS
+    network_aliases: ClassVar[Mapping[str, str]] = {"networks.lora_anima": "networks.lora"}
     marks: ClassVar[tuple[str, ...]] = (
         r"blocks_\d+_((self|cross)_attn_(q|k|v|output)_proj|mlp_layer\d|adaln_modulation)",
         r"(?<!\d_)transformer_blocks_\d+_(attn[12]_to|ff_net|norm[123]_linear)",
