@@ -116,7 +116,7 @@ def load_network_module(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise ValueError(f"--network_module {name}: it needs the package '{error.name}', which is not installed") from error
-        near = nearest(name, network_modules())
+        near = nearest(name, [*network_modules(), *network_aliases()])
         advice = (
             f"did you mean '{near}'?"
             if near

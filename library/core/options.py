@@ -10,6 +10,7 @@
 
 import ast
 import dataclasses
+import inspect
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -73,8 +74,9 @@ def option(default: Any = MISSING, *, help: str, flags: Sequence[str] = (), requ
 
 
 def declared(group: type) -> list[Declared]:
-    """The options of a group, in the order of its fields (every field must be made by `option`)."""
-    hints = typing.get_type_hints(group)
+    """The options of a group, its own before those it inherits, in the order of its fields (every field must be made by `option`)."""
+    hints, own = typing.get_type_hints(group), inspect.get_annotations(group)
+    fields = sorted(dataclasses.fields(group), key=lambda field: field.name not in own)
     return [
         Declared(
             name=field.name,
@@ -85,7 +87,7 @@ def declared(group: type) -> list[Declared]:
             required=field.metadata["required"],
             group=group,
         )
-        for field in dataclasses.fields(group)
+        for field in fields
     ]
 
 

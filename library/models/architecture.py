@@ -100,8 +100,8 @@ class Architecture(Naming):
         """The denoiser's output (same shape as `noisy`) for timesteps (batch,)."""
 
     def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
-        """The denoiser's row of blocks in the order of its forward pass, where `has_blocks`."""
-        raise NotImplementedError(f"{self.title} has no row of blocks")
+        """The denoiser's row of blocks in the order of its forward pass; empty unless `has_blocks`."""
+        return []
 
     @abstractmethod
     def identity(self, options: Any) -> str:

@@ -15,6 +15,11 @@ from networks.network import Network
 from networks.protocol import ForeignNetwork, NetworkRequest, TrainableNetwork, build_network, load_network_module, network_modules
 
 
+def test_a_misspelt_name_of_sd_scripts_is_answered_with_it() -> None:
+    with pytest.raises(ValueError, match="did you mean 'networks.lora_anima'"):
+        load_network_module("networks.lora_anmia")
+
+
 def test_our_modules_are_found():
     assert network_modules() == ["networks.loha", "networks.lokr", "networks.lora"]
     assert load_network_module("networks.loha").__name__ == "networks.loha"

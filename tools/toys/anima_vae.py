@@ -12,44 +12,33 @@ from torch.nn import functional as F
 
 from tools.toys.anima_frames import LATENT_CHANNELS, latent_constants, moments, one_frame_convolutions, restore
 from tools.toys.anima_vae_start import start_with_colours
-from tools.toys.sdxl_vae import drawn, mixed, pixels_of, restoration
-from tools.toys.training import Network, Run, warm_cosine
+from tools.toys.sdxl_vae import begun, drawn, mixed, pixels_of, report, restoration, told
+from tools.toys.training import Course, Network
 
 
 @dataclass(kw_only=True, frozen=True)
-class AnimaVaeTraining:
+class AnimaVaeTraining(Course):
     """How the VAE is trained."""
 
     steps: int = 1300
     batch: int = 8
     learning_rate: float = 1.5e-3
     warm_up: int = 100
+    seed: int = 11
+    save_every: int = 250
     kl_weight: float = 5e-4
     edge_weight: float = 0.5
-    seed: int = 11
-    log_every: int = 50
-    save_every: int = 250
 
 
 def train_anima_vae(vae: Network, training: AnimaVaeTraining, scratch: Path) -> dict[str, float]:
     """Train in place, resuming from the scratch folder; returns the final loss, PSNR and seconds."""
     vae.train()
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    run = Run(path=scratch / "anima_vae_run.pt", networks=nn.ModuleDict({"vae": vae}), optimizer=optimizer)
-    run.resume()
+    run = begun(nn.ModuleDict({"vae": vae}), training, scratch / "anima_vae_run.pt")
     with one_frame_convolutions():
         if run.step == 0:
             start_with_colours(vae, pixels_of(drawn(300, 0, 32)))
-        while run.step < training.steps:
-            for group in optimizer.param_groups:
-                group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
-            run.note(_step(vae, optimizer, training, run.step))
-            if run.step % training.log_every == 0:
-                print(f"vae step {run.step}/{training.steps} loss {run.loss:.4f} {run.elapsed():.0f} s", flush=True)
-            if run.step % training.save_every == 0 or run.step == training.steps:
-                run.save()
-                print(f"vae step {run.step} psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB", flush=True)
-        return {"steps": run.step, "loss": run.loss, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
+        run.follow(training, "vae", lambda step: _step(vae, run.optimizer, training, step), lambda: told(psnr, vae))
+        return report(run, psnr, vae)
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,78 +15,74 @@ from torch.nn import functional as F
 from tools.toys.pictures import draw, frame, random_picture, with_new_look
 from tools.toys.sdxl import LATENT_SCALE, Network
 from tools.toys.sdxl_vae_start import pass_colours_through
-from tools.toys.training import Run, warm_cosine
+from tools.toys.training import Course, Run
 
+Psnr = Callable[..., float]
+"""PSNR of a VAE, on toy pictures or, with `new_look`, on those of the new look."""
 _PICTURE_SHARE, _FRAMED_SHARE = 0.6, 0.2  # the rest: rectangles and gradients
 
 
 @dataclass(kw_only=True, frozen=True)
-class VaeTraining:
+class VaeTraining(Course):
     """How the VAE is trained."""
 
     steps: int = 1000
     batch: int = 4
     learning_rate: float = 3e-4
     warm_up: int = 50
+    seed: int = 1
     kl_weight: float = 1e-5
     edge_weight: float = 0.5
-    seed: int = 1
-    log_every: int = 50
-    save_every: int = 100
 
 
 @dataclass(kw_only=True, frozen=True)
-class DecoderTraining:
+class DecoderTraining(Course):
     """How the decoder is trained further on fixed latents."""
 
     steps: int = 1000
     batch: int = 6
     learning_rate: float = 4e-4
     warm_up: int = 50
+    seed: int = 3
     edge_weight: float = 0.5
     latent_noise: float = 0.06
-    seed: int = 3
-    log_every: int = 50
-    save_every: int = 100
 
 
 def train_vae(vae: Network, training: VaeTraining, scratch: Path) -> dict[str, float]:
     """Train in place, resuming from the scratch folder; returns the final loss, PSNR and seconds."""
     vae.train().to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    run = Run(path=scratch / "vae_run.pt", networks=nn.ModuleDict({"vae": vae}), optimizer=optimizer)
-    run.resume()
+    run = begun(nn.ModuleDict({"vae": vae}), training, scratch / "vae_run.pt")
     if run.step == 0:
         pass_colours_through(vae, pixels_of(drawn(300, 0, 32)))
-    while run.step < training.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
-        run.note(_step(vae, optimizer, training, run.step))
-        if run.step % training.log_every == 0:
-            print(f"vae step {run.step}/{training.steps} loss {run.loss:.4f} {run.elapsed():.0f} s", flush=True)
-        if run.step % training.save_every == 0 or run.step == training.steps:
-            run.save()
-            print(f"vae step {run.step} psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB", flush=True)
-    return {"steps": run.step, "loss": run.loss, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
+    run.follow(training, "vae", lambda step: _step(vae, run.optimizer, training, step), lambda: told(psnr, vae))
+    return report(run, psnr, vae)
 
 
 def sharpen_decoder(vae: Network, training: DecoderTraining, scratch: Path) -> dict[str, float]:
     """Train the decoder alone: the latents, and so the U-Net, stay as they are. Noise on the latents stands for the U-Net's errors."""
     vae.train().to(memory_format=torch.channels_last)
     decoder = nn.ModuleDict({"entry": vae.post_quant_conv, "decoder": vae.decoder})
-    optimizer = torch.optim.AdamW(decoder.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
-    run = Run(path=scratch / "decoder_run.pt", networks=decoder, optimizer=optimizer)
-    run.resume()
-    while run.step < training.steps:
-        for group in optimizer.param_groups:
-            group["lr"] = training.learning_rate * warm_cosine(run.step, training.steps, training.warm_up)
-        run.note(_decoder_step(vae, optimizer, training, run.step))
-        if run.step % training.log_every == 0:
-            print(f"decoder step {run.step}/{training.steps} loss {run.loss:.4f} {run.elapsed():.0f} s", flush=True)
-        if run.step % training.save_every == 0 or run.step == training.steps:
-            run.save()
-            print(f"decoder step {run.step} psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB", flush=True)
+    run = begun(decoder, training, scratch / "decoder_run.pt")
+    run.follow(training, "decoder", lambda step: _decoder_step(vae, run.optimizer, training, step), lambda: told(psnr, vae))
+    return report(run, psnr, vae)
+
+
+def told(psnr: Psnr, vae: Network) -> str:
+    """How well a VAE gives pictures back, for the screen."""
+    return f"psnr {psnr(vae):.2f} dB, with the new look {psnr(vae, new_look=True):.2f} dB"
+
+
+def report(run: Run, psnr: Psnr, vae: Network) -> dict[str, float]:
+    """The figures of a VAE's training."""
     return {"steps": run.step, "loss": run.loss, "psnr": psnr(vae), "psnr_new_look": psnr(vae, new_look=True), "seconds": run.elapsed()}
+
+
+def begun(networks: nn.ModuleDict, training: Course, path: Path) -> Run:
+    """A VAE's training, taken up from its state file where there is one."""
+    optimizer = torch.optim.AdamW(networks.parameters(), lr=training.learning_rate, betas=(0.9, 0.99), weight_decay=0.0)
+    run = Run(path=path, networks=networks, optimizer=optimizer)
+    run.resume()
+    return run
 
 
 def fold_scale(vae: Network, pictures: int = 512) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +33,19 @@ def warm_hold_fall(step: int, steps: int, warm_up: int, fall: int) -> float:
     """
     left = max(0, steps - step)
     return min((step + 1) / warm_up, 1.0, 0.5 - 0.5 * math.cos(math.pi * min(1.0, left / fall)))
+
+
+@dataclass(kw_only=True, frozen=True)
+class Course:
+    """How long a part of a toy is trained, how fast, and how often that is shown and saved."""
+
+    steps: int
+    batch: int
+    learning_rate: float
+    warm_up: int
+    seed: int
+    log_every: int = 50
+    save_every: int = 100
 
 
 @dataclass(kw_only=True)
@@ -68,6 +81,18 @@ class Run:
         beside = self.path.with_suffix(".part")
         torch.save(state, beside)
         os.replace(beside, self.path)
+
+    def follow(self, course: Course, name: str, step: Callable[[int], float], judge: Callable[[], str]) -> None:
+        """Take the steps that are left, each of which gives its loss; `judge` says how good the networks are whenever they are saved."""
+        while self.step < course.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = course.learning_rate * warm_cosine(self.step, course.steps, course.warm_up)
+            self.note(step(self.step))
+            if self.step % course.log_every == 0:
+                print(f"{name} step {self.step}/{course.steps} loss {self.loss:.4f} {self.elapsed():.0f} s", flush=True)
+            if self.step % course.save_every == 0 or self.step == course.steps:
+                self.save()
+                print(f"{name} step {self.step} {judge()}", flush=True)
 
     def note(self, loss: float) -> None:
         """Count one step and its loss."""

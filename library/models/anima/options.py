@@ -22,13 +22,9 @@ VAE_RULES = (
 
 
 @dataclass(kw_only=True, frozen=True)
-class ModelOptions:
-    """The files of an Anima model."""
+class SharedFiles:
+    """What both scripts say of an Anima model, under the same names."""
 
-    pretrained_model_name_or_path: str = option(
-        help="Anima's DiT: a .safetensors file, or a folder in diffusers layout that may hold the other models too"
-    )
-    qwen3: str | None = option(None, help="Qwen3 text encoder: a .safetensors file or a folder; the one in the DiT's folder where absent")
     vae: str | None = option(None, help="Qwen-Image VAE: a .safetensors file or a folder; the one in the DiT's folder where absent")
     llm_adapter_path: str | None = option(None, help="LLM adapter to use instead of the one inside the DiT's file")
     t5_tokenizer_path: str | None = option(
@@ -38,20 +34,36 @@ class ModelOptions:
         None, help="Qwen3 tokenizer: its folder; by default found beside the text encoder or in the hub's cache"
     )
     tokenizer_cache_dir: str | None = option(None, help="folder where tokenizers are looked for, and kept once downloaded")
-    qwen3_max_token_length: int = option(512, help="longest caption in Qwen3's tokens; longer ones are cut")
-    t5_max_token_length: int = option(512, help="longest caption in T5's tokens; longer ones are cut")
-    attn_mode: AttentionMode | None = option(None, help="attention of the DiT: torch and sdpa are torch's own; the others are packages")
+    qwen3_max_token_length: int = option(512, help="longest text in Qwen3's tokens; longer ones are cut")
+    t5_max_token_length: int = option(512, help="longest text in T5's tokens; longer ones are cut")
     split_attn: bool = option(False, help="compute attention one sample at a time: less memory with some back-ends")
     no_half_vae: bool = option(False, help="keep the VAE in 32-bit floats")
     vae_chunk_size: int | None = option(None, help="rows of a picture that the VAE computes at a time: less memory, the same result")
     vae_disable_cache: bool = option(False, help="accepted for sd-scripts' commands: a VAE of single pictures has nothing to keep")
     qwen_image_vae_2d: bool = option(False, help="accepted for sd-scripts' commands: the VAE always computes in two dimensions")
 
+    def lengths_below_one(self) -> Iterator[str]:
+        """What is wrong with numbers of tokens and rows."""
+        for name in LENGTHS:
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"--{name} {value}: must be at least 1"
+
+
+@dataclass(kw_only=True, frozen=True)
+class ModelOptions(SharedFiles):
+    """The files of an Anima model."""
+
+    pretrained_model_name_or_path: str = option(
+        help="Anima's DiT: a .safetensors file, or a folder in diffusers layout that may hold the other models too"
+    )
+    qwen3: str | None = option(None, help="Qwen3 text encoder: a .safetensors file or a folder; the one in the DiT's folder where absent")
+    attn_mode: AttentionMode | None = option(None, help="attention of the DiT: torch and sdpa are torch's own; the others are packages")
     RULES: ClassVar[tuple[Rule, ...]] = VAE_RULES
 
     def check(self) -> Iterable[str]:
         """What is wrong: lengths below one, a file without the other models."""
-        yield from _below_one(self)
+        yield from self.lengths_below_one()
         if self.attn_mode == "sageattn":
             yield "--attn_mode sageattn: has no backward pass, so nothing can be trained through it; use torch, flash or xformers"
         elif (problem := missing_package(self.attn_mode or "torch")) is not None:
@@ -78,30 +90,14 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True, frozen=True)
-class GenerationFiles:
+class GenerationFiles(SharedFiles):
     """Models."""
 
     dit: str | None = option(None, help="Anima's DiT: a .safetensors file, or a folder in diffusers layout that may hold the other models")
     text_encoder: str | None = option(
         None, help="Qwen3 text encoder: a .safetensors file or a folder; by default the one in the DiT's folder"
     )
-    vae: str | None = option(None, help="Qwen-Image VAE: a .safetensors file or a folder; the one in the DiT's folder where absent")
-    llm_adapter_path: str | None = option(None, help="LLM adapter to use instead of the one inside the DiT's file")
-    t5_tokenizer_path: str | None = option(
-        None, help="T5 tokenizer: its folder, tokenizer.json or spiece.model; by default found beside the DiT or in the hub's cache"
-    )
-    qwen3_tokenizer_path: str | None = option(
-        None, help="Qwen3 tokenizer: its folder; by default found beside the text encoder or in the hub's cache"
-    )
-    tokenizer_cache_dir: str | None = option(None, help="folder where tokenizers are looked for, and kept once downloaded")
-    qwen3_max_token_length: int = option(512, help="longest prompt in Qwen3's tokens; longer ones are cut")
-    t5_max_token_length: int = option(512, help="longest prompt in T5's tokens; longer ones are cut")
     attn_mode: AttentionMode = option("torch", help="attention of the DiT: torch and sdpa are torch's own; the others are packages")
-    split_attn: bool = option(False, help="compute attention one sample at a time: less memory with some back-ends")
-    no_half_vae: bool = option(False, help="run the VAE in 32-bit floats")
-    vae_chunk_size: int | None = option(None, help="rows of a picture that the VAE computes at a time: less memory, the same result")
-    vae_disable_cache: bool = option(False, help="accepted for sd-scripts' commands: a VAE of single pictures has nothing to keep")
-    qwen_image_vae_2d: bool = option(False, help="accepted for sd-scripts' commands: the VAE always computes in two dimensions")
     precision: Literal["bf16", "fp16", "fp32"] | None = option(None, help="dtype of the models; bf16 on a GPU, fp32 on a CPU where absent")
 
     for_drawing: ClassVar[tuple[str, ...]] = (
@@ -116,7 +112,7 @@ class GenerationFiles:
 
     def check(self) -> Iterable[str]:
         """What is wrong: lengths below one, an attention whose package is not installed."""
-        yield from _below_one(self)
+        yield from self.lengths_below_one()
         if (problem := missing_package(self.attn_mode)) is not None:
             yield problem
 
@@ -151,13 +147,6 @@ class GenerationFiles:
         if self.precision is not None:
             return dtype_named(self.precision)
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-
-
-def _below_one(group: ModelOptions | GenerationFiles) -> Iterator[str]:
-    for name in LENGTHS:
-        value = getattr(group, name)
-        if value is not None and value < 1:
-            yield f"--{name} {value}: must be at least 1"
 
 
 BY_REGEX = 'a rate of its own for these layers is a network argument: --network_args "network_reg_lrs={}=1e-4"'
