@@ -95,10 +95,10 @@ class NameTable:
     def _refusal(self, unknown: Sequence[str], total: int) -> str:
         title = self.naming.title
         family = seems_for(unknown)
-        hint = f"; the file seems to be for {family}" if family and family != title else ""
+        hint = f"the file seems to be for {family}: " if family and family != title else ""
         example = next(iter(self.order), "none")
         return (
-            f"{len(unknown)} of {total} adapters are for layers that this {title} model has not: {listing(unknown, LIMIT)}{hint} "
+            f"{hint}{len(unknown)} of {total} adapters are for layers that this {title} model has not: {listing(unknown, LIMIT)} "
             f"({title} names look like {example})"
         )
 

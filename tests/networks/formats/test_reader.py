@@ -197,7 +197,10 @@ BOTH_ENCODERS = "base_model.model.text_model.encoder.layers.0.mlp.fc1"
 @pytest.mark.parametrize(
     ("extra", "words"),
     [
-        ({"lora_unet_blocks_0_mlp_layer1.alpha": ONE}, "for layers that this SDXL model has not: lora_unet_blocks_0.*for Anima"),
+        (
+            {"lora_unet_blocks_0_mlp_layer1.alpha": ONE},
+            "seems to be for Anima: .* for layers that this SDXL model has not: lora_unet_blocks_0",
+        ),
         ({"lora_unet_input_blocks_9_9_x.alpha": ONE}, "1 of 2 adapters are for layers that this SDXL model has not"),
         ({"lora_unet_out_2.oft_blocks": MANY}, "lora_unet_out_2 holds oft_blocks, which is not LoHa"),
         ({"unet.conv_out.lora_B.bias": MANY}, "holds lora_B.bias, which is not"),
