@@ -213,9 +213,9 @@ def test_command_line_and_dataset_file_have_the_same_defaults():
 def test_the_command_line_refuses_the_same_values():
     found = list(DataOptions(train_batch_size=0, caption_dropout_rate=2.0, caption_separator="").check())
     assert found == [
+        "--train_batch_size 0: must be at least 1",
         "--caption_separator : must not be empty",
         "--caption_dropout_rate 2.0: must be at most 1",
-        "--train_batch_size 0: must be at least 1",
     ]
 
 
