@@ -26,8 +26,8 @@ from benchmarks import results
 from benchmarks.contest import Contestant, Ground, contestant_on, factor_values, frozen_contestant
 from benchmarks.peers import OURS, Setting, ours, sd_scripts
 from benchmarks.shapes import PRECISIONS, Precision, Shape
+from library.core.text_table import table
 from networks.kernels import products
-from tools.screen import table
 
 RESULTS = results.FOLDER / "host.json"
 SHAPE = Shape(out=32, inner=32, tokens=4)

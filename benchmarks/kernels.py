@@ -16,8 +16,8 @@ from torch import Tensor
 
 from benchmarks import results
 from benchmarks.measure import repeats_for, seconds_of
+from library.core.text_table import table
 from networks.kernels.triton import hadamard, linear, machine, mixing
-from tools.screen import table
 
 RESULTS = results.FOLDER / "kernels.json"
 TURNS = 15

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from library.core.tensor_stream import Entry, write_stream
+from library.core.text_table import table
 from library.models.naming import Naming, Place, naming_named
 from networks import lokr
 from networks.checkpoint_merge import Change, Merge, merge_into, merged_tensor
 from networks.network import Network
 from tools.demo import ROOT
-from tools.screen import table
 
 RESULTS = ROOT / "benchmarks" / "results" / "merge_speed.json"
 TIMES = 3

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from benchmarks.measure import repeats_for, seconds_of
 from benchmarks.results import FOLDER, machine
+from library.core.text_table import table
 from networks.base import Adapter
 from networks.kernels.choice import Choice
 from networks.kernels.cost import Setting
 from networks.loha import LoHa
 from networks.lokr import LoKr
 from networks.lora import LoRA
-from tools.screen import table
 
 SHAPES = ((640, 640), (1280, 1280), (10240, 1280), (1280, 5120), (1280, 2048), (2048, 2048))
 TOKENS = (16, 77, 256, 1024)

@@ -17,6 +17,7 @@ from torch import Tensor
 from library.core.command_line import parse_command_line, run_script
 from library.core.log import set_up_logging
 from library.core.options import option
+from library.core.text_table import table
 from networks.checkpoint_layers import CheckpointTensors
 from networks.export import Export, check_place, export, narrowed, write_export, writer_named
 from networks.files import read_adapter_file
@@ -26,7 +27,7 @@ from networks.network import Network
 from networks.open_file import open_adapter
 from networks.rewriting.algebra import check_wish
 from networks.rewriting.factors import parameters
-from tools.screen import spread, table, with_flags
+from tools.screen import spread, with_flags
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32, "fp32": torch.float32}
 WORST = 10  # layers that are listed

@@ -18,6 +18,7 @@ from library.core.command_line import parse_command_line, run_script
 from library.core.log import get_logger, set_up_logging
 from library.core.options import OptionError, declared, option, pairs
 from library.core.tensor_file import listing
+from library.core.text_table import table
 from library.models.architecture import architecture_named, architecture_names
 from library.models.naming import Naming, Part, Target, naming_named, naming_names
 from networks.arguments import WHERE, NetworkArguments
@@ -33,7 +34,7 @@ from networks.rewriting.combination import structure
 from networks.rewriting.extraction import EXTRACTORS, Extracted
 from networks.selection import LayerPlan, plan_layers, read_arguments
 from tools.resize_adapter import PRECISIONS, WORST
-from tools.screen import spread, table
+from tools.screen import spread
 
 logger = get_logger(__name__)
 

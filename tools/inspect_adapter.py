@@ -16,6 +16,7 @@ from library.core.command_line import parse_command_line, run_script
 from library.core.log import set_up_logging
 from library.core.options import option
 from library.core.tensor_file import listing
+from library.core.text_table import table
 from networks.base import Adapter
 from networks.export import WRITERS, Verdict, judged
 from networks.files import WRAPPER, AdapterFile, read_adapter_file
@@ -24,7 +25,7 @@ from networks.lokr import LoKr
 from networks.members import Member
 from networks.network import Network
 from networks.open_file import open_adapter
-from tools.screen import spread, table, with_flags
+from tools.screen import spread, with_flags
 
 FORMATS = (  # how a name begins -> the layout
     ("base_model.model.", "PEFT"),

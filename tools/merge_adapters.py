@@ -19,12 +19,12 @@ from library.core.file_hash import file_sha256
 from library.core.log import set_up_logging
 from library.core.options import option
 from library.core.tensor_file import file_name, read_header
+from library.core.text_table import table
 from networks.checkpoint_merge import Merge, merge_into
 from networks.network import Network
 from networks.open_file import open_adapter
 from networks.rewriting.algebra import check_wish
 from networks.rewriting.combination import combined, structure, truncated
-from tools.screen import table
 
 PRECISIONS = {"keep": None, "fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 ABOUT_THE_BASE = (

@@ -19,12 +19,13 @@ from library.core.log import set_up_logging
 from library.core.options import option
 from library.core.tensor_file import Header, file_name, read_header
 from library.core.tensor_stream import DTYPES
+from library.core.text_table import table
 from networks.network import Network
 from networks.open_file import open_adapter
 from networks.rewriting.algebra import check_wish
 from networks.rewriting.combination import structure, truncated
 from networks.rewriting.factors import parameters
-from tools.screen import spread, table, with_flags
+from tools.screen import spread, with_flags
 
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "float": torch.float32}
 STALE_ARGUMENTS = ("conv_dim", "conv_alpha")  # ranks differ from these afterwards; shapes tell

@@ -15,6 +15,7 @@ from networks.selection import NetworkArguments
 from tools.convert_adapter import ConvertOptions
 from tools.extract_adapter import ExtractOptions
 from tools.inspect_adapter import InspectOptions
+from tools.lint_dataset import LintOptions
 from tools.merge_adapters import MergeOptions
 from tools.resize_adapter import ResizeOptions
 
@@ -25,6 +26,7 @@ TOOLS = {
     "merge_adapters": MergeOptions,
     "resize_adapter": ResizeOptions,
     "extract_adapter": ExtractOptions,
+    "lint_dataset": LintOptions,
 }
 
 

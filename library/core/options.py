@@ -123,7 +123,7 @@ def pairs(texts: Iterable[str], where: str) -> list[Given]:
 
 def convert(value: Any, kind: Any, where: str, *, is_typed: bool = False) -> Any:
     """`value` (a text, or a typed value of a TOML/JSON file) as the annotation `kind` says. Raises `OptionError` with `where`."""
-    if is_typed and isinstance(value, str) and _core(kind) in (bool, int, float):
+    if is_typed and isinstance(value, str) and _core(kind) in (bool, int, float, dict):
         raise OptionError([f"{where}: '{value}' is a text, but a {describe(kind)} is needed; write it without quotes"])
     try:
         return _convert(value, kind)
@@ -201,7 +201,7 @@ def _convert_union(value: Any, kind: Any, members: tuple[Any, ...]) -> Any:
             return _convert(value, member)
         except (ValueError, SyntaxError, TypeError):
             continue
-    raise ValueError(f"{value!r} is not a {describe(kind)}")
+    raise ValueError(f"{value!r} is none of: {describe(kind)}")
 
 
 def _convert_choice(value: Any, choices: tuple[Any, ...]) -> Any:
@@ -212,6 +212,8 @@ def _convert_choice(value: Any, choices: tuple[Any, ...]) -> Any:
 
 
 def _convert_tuple(value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
+    if isinstance(value, list) and len(value) == 1 < len(members) and members[-1] is not Ellipsis:
+        value = value[0]  # `--range 1,2` arrives as one word of a list
     if isinstance(value, str):
         text = value.strip()
         value = ast.literal_eval(text) if text.startswith(("[", "(")) else [part.strip() for part in text.split(",") if part.strip()]

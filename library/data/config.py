@@ -4,20 +4,19 @@ Which value wins: subset > dataset > general > command line > default. All mista
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from library.core.command_line import read_toml
 from library.core.log import get_logger
-from library.core.options import Given, OptionError, convert
+from library.core.options import Given, OptionError, convert, declared
 from library.core.spelling import nearest, unknown
 from library.data.options import (
     COMMAND_LINE_NAMES,
+    ELSEWHERE,
     LEVELS,
-    NOT_YET,
-    ONLY_ON_COMMAND_LINE,
     DataOptions,
     DatasetOptions,
     SubsetOptions,
@@ -25,10 +24,11 @@ from library.data.options import (
     levels,
     limit_problem,
 )
-from library.data.places import Places, Table
+from library.data.places import Places, Table, places_of
 
 logger = get_logger(__name__)
 KEYS = dataset_keys()
+KNOWN_ATTRIBUTES = frozenset({"diff_output_preservation"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,13 +43,19 @@ class Dataset:
 def read_datasets(options: DataOptions, default_resolution: int) -> list[Dataset]:
     """The datasets that the options name. Raises `OptionError` with every mistake of the dataset file, or of the folders."""
     if options.dataset_config is not None:
-        for name in ("train_data_dir", "reg_data_dir"):
+        for name in ("train_data_dir", "reg_data_dir", "validation_data_dir", "in_json"):
             if getattr(options, name) is not None:
                 logger.warning("--%s is not used: --dataset_config names the folders", name)
-        return _read_file(options.dataset_config, options, default_resolution)
-    if options.train_data_dir is None:
+        datasets = _read_file(options.dataset_config, options, default_resolution)
+    elif options.train_data_dir is None and options.in_json is None:
         raise OptionError(["no images to train with; give --dataset_config FILE, or --train_data_dir FOLDER"])
-    return [_from_folders(options, default_resolution)]
+    else:
+        datasets = [_from_folders(options, default_resolution)]
+    subsets = [subset for dataset in datasets for subset in dataset.subsets]
+    if options.masked_loss and not any(subset.alpha_mask or subset.conditioning_data_dir for subset in subsets):
+        raise OptionError(["--masked_loss: there are no masks; give a subset conditioning_data_dir = FOLDER, or alpha_mask = true"])
+    _tell_unknown_attributes(subsets)
+    return datasets
 
 
 # The dataset file
@@ -57,7 +63,7 @@ def read_datasets(options: DataOptions, default_resolution: int) -> list[Dataset
 
 def _read_file(path: Path, options: DataOptions, default_resolution: int) -> list[Dataset]:
     table, text = _load(path)
-    reader = _Reader(path, Places(text))
+    reader = _Reader(path, places_of(path, text), options.masked_loss)
     general = reader.read_table(table.get("general") or {}, ("general",), "general")
     reader.check_top(table)
     base = _command_line_values(options, default_resolution) | general
@@ -87,8 +93,8 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
 class _Reader:
     """Reads the tables of one file and collects what is wrong with them."""
 
-    def __init__(self, path: Path, places: Places) -> None:
-        self.path, self.places = path, places
+    def __init__(self, path: Path, places: Places, masked_loss: bool) -> None:
+        self.path, self.places, self.masked_loss = path, places, masked_loss
         self.problems: list[str] = []
 
     def check_top(self, table: Mapping[str, Any]) -> None:
@@ -105,9 +111,8 @@ class _Reader:
         entries = table.get(name, [])
         if not isinstance(entries, list):
             header = LEVELS[name]
-            self.problems.append(
-                f"{self.path}{self.places.line(place, name)}: '{name}' must be a list of tables; write {header}, in two brackets"
-            )
+            line = self.places.line(place, name) or self.places.line((*place, 0))
+            self.problems.append(f"{self.path}{line}: '{name}' must be a list of tables; write {header}, in two brackets")
             return []
         return entries
 
@@ -122,9 +127,10 @@ class _Reader:
         if not given and len(self.problems) == before:
             self.problems.append(f"{where}: has no [[datasets.subsets]]; add one that names an image_dir")
         for number, subset in enumerate(given):
-            if "image_dir" not in subset and not self._at(("datasets", index, number), "image_dir"):
+            if _names_nothing(subset_tables[number]):
                 header = self.place_name((*place, number))
-                self.problems.append(f"{header}: image_dir is required: {KEYS['image_dir'].help}")
+                self.problems.append(f"{header}: names no images; add image_dir = FOLDER, or metadata_file = FILE")
+            self.problems += subset_problems(values | subset, subset, self.masked_loss)
         if len(self.problems) > before:
             return None
         subsets = [_build(SubsetOptions, values | subset) for subset in given]
@@ -170,26 +176,45 @@ class _Reader:
         else:
             values[key] = Given(key, converted, where)
 
-    def _at(self, place: Table, key: str) -> bool:
-        """Was this key's value refused already?"""
-        return any(problem.startswith(f"{self.place_name(place, key)}: {key}") for problem in self.problems)
+
+def _names_nothing(table: Any) -> bool:
+    """Does the table of a subset name neither a folder nor a metadata file?"""
+    return isinstance(table, dict) and all(table.get(key) is None for key in ("image_dir", "metadata_file"))
 
 
 def _key_problem(key: str, value: Any, level: str) -> str | None:
     """Why a key may not stand at a level, or None."""
     if key in KEYS:
         return None if level in levels(key) else f"'{key}' is not allowed here; it belongs in {_level_names(key)}"
-    if key in NOT_YET:
-        idle = value is None or value == NOT_YET[key]
-        return None if idle else f"'{key}' is known to sd-scripts, but not available yet in this version; remove it"
-    if key in ONLY_ON_COMMAND_LINE:
-        return f"'{key}' belongs on the command line: --{key}"
+    if key in ELSEWHERE:
+        return f"'{key}' {ELSEWHERE[key]}" if value else None
     by_flag = {flag: name for name, flag in COMMAND_LINE_NAMES.items()}
-    near = by_flag.get(key) or nearest(key, [*KEYS, *NOT_YET])
+    if key not in by_flag and key in {entry.name for entry in declared(DataOptions)}:
+        return f"'{key}' belongs on the command line: --{key}"
+    near = by_flag.get(key) or nearest(key, [*KEYS, *(["subsets"] if level == "datasets" else [])])
     if near is None:
         return f"unknown key '{key}'"
-    allowed = f" (allowed in {_level_names(near)})" if near in KEYS else ""
-    return f"unknown key '{key}'; did you mean '{near}'{allowed}?"
+    if near == "subsets":
+        return f"unknown key '{key}'; did you mean 'subsets', as in [[datasets.subsets]]?"
+    return f"unknown key '{key}'; did you mean '{near}' (allowed in {_level_names(near)})?"
+
+
+def subset_problems(values: Mapping[str, Given], own: Mapping[str, Given], masked_loss: bool) -> Iterator[str]:
+    """What contradicts itself in a subset: `values` are all that hold there, `own` those that stand in its own table."""
+
+    def on(key: str) -> Any:
+        return values[key].value if key in values else KEYS[key].default
+
+    if on("conditioning_data_dir") and not masked_loss:
+        yield f"{values['conditioning_data_dir'].where}: ControlNets are not trained here; for loss masks add --masked_loss"
+    if on("is_reg") and on("is_validation"):
+        yield f"{values['is_validation'].where}: is_reg is set too; regularisation images are for training, keep one of the two"
+    if "validation_split" in own and on("is_validation"):
+        yield f"{own['validation_split'].where}: has no effect, with is_validation all images are for validation; remove it"
+    if "validation_split" in own and on("is_reg"):
+        yield f"{own['validation_split'].where}: has no effect, regularisation images are never held out; remove it"
+    if "caption_extension" in own and on("metadata_file"):
+        yield f"{own['caption_extension'].where}: has no effect, captions come from metadata_file; remove it"
 
 
 def _level_names(key: str) -> str:
@@ -217,16 +242,22 @@ def _build(group: type, values: Mapping[str, Given]) -> Any:
 
 
 def _without_twins(subsets: list[SubsetOptions], where: str) -> tuple[SubsetOptions, ...]:
-    """The subsets without those whose folder an earlier one has, as sd-scripts does it."""
-    kept: dict[Path, SubsetOptions] = {}
+    """The subsets without those whose folder (or metadata file) an earlier one has, as sd-scripts does it."""
+    kept: dict[Path | None, SubsetOptions] = {}
     for subset in subsets:
-        if subset.image_dir in kept:
-            logger.warning(
-                "%s: image_dir %s is named twice; the later subset is not used (raise num_repeats instead)", where, subset.image_dir
-            )
+        key = subset.metadata_file or subset.image_dir
+        if key in kept:
+            logger.warning("%s: %s is named twice; the later subset is not used (raise num_repeats instead)", where, key)
         else:
-            kept[subset.image_dir] = subset
+            kept[key] = subset
     return tuple(kept.values())
+
+
+def _tell_unknown_attributes(subsets: Iterable[SubsetOptions]) -> None:
+    for subset in subsets:
+        for name in sorted(set(subset.custom_attributes or {}) - KNOWN_ATTRIBUTES):
+            known = ", ".join(sorted(KNOWN_ATTRIBUTES))
+            logger.warning("%s: the custom attribute '%s' has no effect; the trainer knows %s", subset.name, name, known)
 
 
 # Folders named <repeats>_<class tokens>
@@ -235,27 +266,34 @@ def _without_twins(subsets: list[SubsetOptions], where: str) -> tuple[SubsetOpti
 def _from_folders(options: DataOptions, default_resolution: int) -> Dataset:
     values = _command_line_values(options, default_resolution)
     problems: list[str] = []
-    subsets = []
-    for flag, folder, is_reg in (("--train_data_dir", options.train_data_dir, False), ("--reg_data_dir", options.reg_data_dir, True)):
-        if folder is not None:
-            for image_dir, repeats, tokens in _named_folders(flag, folder, problems):
-                own = {"image_dir": image_dir, "num_repeats": repeats, "class_tokens": tokens, "is_reg": is_reg}
-                subsets.append(_build(SubsetOptions, values | {key: Given(key, value, flag) for key, value in own.items()}))
+    tables: list[dict[str, Any]] = []
+    if options.in_json is not None:
+        tables.append({"image_dir": options.train_data_dir, "metadata_file": options.in_json})
+    elif options.train_data_dir is not None:
+        tables += _named_folders("--train_data_dir", options.train_data_dir, problems)
+    if options.reg_data_dir is not None:
+        tables += [{**table, "is_reg": True} for table in _named_folders("--reg_data_dir", options.reg_data_dir, problems)]
+    if options.validation_data_dir is not None:
+        named = _named_folders("--validation_data_dir", options.validation_data_dir, problems)
+        tables += [{**table, "is_validation": True} for table in named]
+    given = [values | {key: Given(key, value, "the command line") for key, value in table.items()} for table in tables]
+    problems += [problem for each in given for problem in subset_problems(each, {}, options.masked_loss)]
     if problems:
-        raise OptionError(problems)
-    return Dataset(options=_build(DatasetOptions, values), subsets=tuple(subsets), where={key: item.where for key, item in values.items()})
+        raise OptionError(dict.fromkeys(problems))
+    subsets = tuple(_build(SubsetOptions, each) for each in given)
+    return Dataset(options=_build(DatasetOptions, values), subsets=subsets, where={key: item.where for key, item in values.items()})
 
 
-def _named_folders(flag: str, folder: Path, problems: list[str]) -> list[tuple[Path, int, str]]:
-    """The folders inside `folder` whose names start with repeats, with those and the class tokens."""
+def _named_folders(flag: str, folder: Path, problems: list[str]) -> list[dict[str, Any]]:
+    """A table for each folder inside `folder` whose name starts with repeats: the folder, its repeats and class tokens."""
     if not folder.is_dir():
         problems.append(f"{flag} {folder}: no such folder")
         return []
-    found = []
+    found: list[dict[str, Any]] = []
     for inner in sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")):
         repeats, _, tokens = inner.name.partition("_")
         if repeats.isascii() and repeats.isdigit() and int(repeats) > 0:
-            found.append((inner, int(repeats), tokens))
+            found.append({"image_dir": inner, "num_repeats": int(repeats), "class_tokens": tokens or None})
         else:
             logger.warning("%s: the folder '%s' is not used; its name does not start with repeats, as 10_my token", flag, inner.name)
     if not found:

@@ -2,27 +2,32 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from library.core.keyed_random import keyed_random
-from library.core.log import get_logger
 from library.core.options import OptionError
-from library.data.batch import Batch, Sizes, TextStates
-from library.data.buckets import bucket_problems
-from library.data.captions import drawn_caption, varying_options
-from library.data.config import Dataset, read_datasets
-from library.data.entries import ImageEntry, find_images
-from library.data.images import load_pixels
+from library.data.batch import Batch, TextStates
+from library.data.captions.composing import every_caption
+from library.data.config import Dataset
+from library.data.entries import ImageEntry
+from library.data.images.masks import pooled_mask
 from library.data.metadata import dataset_metadata
-from library.data.options import DataOptions, Size
+from library.data.options import DataOptions, Size, SubsetOptions
 from library.data.order import BatchPlan, Sample, batch_count, epoch_order
+from library.data.views import Clock, View, Viewer, sizes_of_views
 
-logger = get_logger(__name__)
+MOST_CAPTIONS = 100  # that wildcards may make of one image's caption, for the text cache
+
+
+class Latents(NamedTuple):
+    """An image encoded: latents (channels, height / 8, width / 8) float32, and its mask (height / 8, width / 8) where it has one."""
+
+    latents: Tensor
+    mask: Tensor | None = None
 
 
 class LatentStore(Protocol):
@@ -33,8 +38,8 @@ class LatentStore(Protocol):
         """Is nothing read from files?"""
         ...
 
-    def latents(self, image: int, flipped: bool) -> Tensor:
-        """Latents (channels, height / 8, width / 8) float32 of one image, or of its mirror image."""
+    def latents(self, image: int, flipped: bool) -> Latents:
+        """What was cached of one image, or of its mirror image."""
         ...
 
 
@@ -46,32 +51,21 @@ class TextStore(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class View:
-    """What one sample shows: an image, its caption as drawn, and its crop in the image as resized (and then mirrored)."""
-
-    image: ImageEntry
-    caption: str
-    flipped: bool
-    corner: tuple[int, int]  # left and top of the crop, before mirroring
-
-    @property
-    def crop(self) -> tuple[int, int]:
-        """Top and left of the crop really made, as the model is told: counted in the mirrored image where it is mirrored."""
-        left, top = self.corner
-        return top, self.image.placement.slack[0] - left if self.flipped else left
-
-
 class TrainingData:
     """The images of a run and their order. All of it is a pure function of the files, the options and the seed."""
 
-    def __init__(self, datasets: Sequence[Dataset], images: Sequence[ImageEntry], options: DataOptions, seed: int) -> None:
+    def __init__(
+        self, datasets: Sequence[Dataset], images: Sequence[ImageEntry], options: DataOptions, seed: int, pixels_per_latent: int = 8
+    ) -> None:
         self.datasets = list(datasets)
         self.images = list(images)
         self.options = options
         self.seed = seed
+        self.pixels_per_latent = pixels_per_latent
+        self.validation: TrainingData | None = None  # the images held out, in fixed batches of their own
         self.latents: LatentStore | None = None  # set by `caches.fill_latents`
         self.text: TextStore | None = None  # set by `caches.fill_text`
+        self._viewer = Viewer(seed=seed, caption_variants=options.text_cache_variants)
         self._order: tuple[int, list[BatchPlan]] = (-1, [])
 
     @property
@@ -115,23 +109,48 @@ class TrainingData:
         """Batches that each of `world` ranks gets in an epoch."""
         return -(-batch_count(self.images, self._batch_sizes()) // world)
 
+    def set_clock(self, clock: Clock) -> None:
+        """Say how long the run is: `token_warmup_step` below 1 becomes a number of steps, and captions are drawn by the step."""
+        self._viewer = replace(self._viewer, clock=clock)
+        in_steps: dict[int, SubsetOptions] = {}
+        for image in self.images:
+            share = image.options.token_warmup_step
+            if 0 < share < 1 and id(image.options) not in in_steps:
+                in_steps[id(image.options)] = replace(image.options, token_warmup_step=float(int(share * clock.steps)))
+        if in_steps:
+            self.images = [replace(image, options=in_steps.get(id(image.options), image.options)) for image in self.images]
+
+    def captions_to_cache(self) -> dict[str, ImageEntry]:
+        """Every caption that a use may read (the empty one where captions are dropped), with the first image that has it.
+
+        Raises `OptionError` naming the images whose wildcards make more than `MOST_CAPTIONS` captions.
+        """
+        captions: dict[str, ImageEntry] = {}
+        too_many: list[str] = []
+        variants = self.options.text_cache_variants
+        for index, image in enumerate(self.images):
+            if variants > 1:
+                forms: list[str] | None = [self._viewer.variant(image, index, number) for number in range(variants)]
+            else:
+                forms = every_caption(image.caption, image.options, MOST_CAPTIONS)
+            if forms is None:
+                too_many.append(str(image.path))
+            for caption in [*(forms or ()), *([""] if image.options.drops_captions else ())]:
+                captions.setdefault(caption, image)
+        if too_many:
+            more = f"its wildcards make more than {MOST_CAPTIONS} captions; add --text_cache_variants 8, or do not cache text"
+            raise OptionError([f"{path}: {more}" for path in too_many])
+        return captions
+
     def order(self, epoch: int) -> list[BatchPlan]:
         """The batches of an epoch (counted from 0), over all ranks."""
         if self._order[0] != epoch:
             self._order = (epoch, epoch_order(self.images, self._batch_sizes(), seed=self.seed, epoch=epoch))
         return self._order[1]
 
-    def view(self, epoch: int, sample: Sample) -> View:
-        """What one sample of an epoch shows. Draws are keyed by epoch, image and repeat: batch size and rank change nothing."""
-        image = self.images[sample.image]
-        key = (epoch, sample.image, sample.repeat)
-        caption = drawn_caption(image.caption, image.options, epoch=epoch, draw=keyed_random(self.seed, "caption", *key))
-        flipped = image.options.flip_aug and keyed_random(self.seed, "flip", *key).random() < 0.5
-        corner = image.placement.centre
-        if image.options.random_crop:
-            draw = keyed_random(self.seed, "crop", *key)
-            corner = draw.randint(0, image.placement.slack[0]), draw.randint(0, image.placement.slack[1])
-        return View(image, caption, flipped, corner)
+    def view(self, epoch: int, sample: Sample, position: int = 0) -> View:
+        """What one sample of an epoch shows (see `library.data.views`)."""
+        return self._viewer.view(self.images[sample.image], epoch, sample, position)
 
     def batch(self, epoch: int, position: int) -> Batch:
         """The batch at a position of an epoch (over all ranks).
@@ -141,17 +160,23 @@ class TrainingData:
         """
         plans = self.order(epoch)
         plan = plans[position % len(plans)]
-        views = [self.view(epoch, sample) for sample in plan.samples]
+        views = [self.view(epoch, sample, position) for sample in plan.samples]
         captions = [view.caption for view in views]
         weights = [self._loss_weight(view) if position < len(plans) else 0.0 for view in views]
+        pixels, latents, mask = self._pictures(plan, views)
+        preserves = torch.tensor([_preserves(view) for view in views])
         return Batch(
             images=[str(view.image.path) for view in views],
             captions=captions,
-            sizes=_sizes(views),
+            sizes=sizes_of_views(views),
             loss_weights=torch.tensor(weights, dtype=torch.float32),
-            pixels=_pixels(views) if self.latents is None else None,
-            latents=self._latents(plan, views),
+            draws=[(sample.image, sample.repeat) for sample in plan.samples],
+            pixels=pixels,
+            latents=latents,
+            mask=mask,
             text=self._text(captions),
+            network_multiplier=self.datasets[plan.dataset].options.network_multiplier,
+            preserves=preserves if preserves.any() else None,
             epoch=epoch,
             position=position,
         )
@@ -162,50 +187,23 @@ class TrainingData:
     def _loss_weight(self, view: View) -> float:
         return self.options.prior_loss_weight if view.image.options.is_reg else 1.0
 
-    def _latents(self, plan: BatchPlan, views: Sequence[View]) -> Tensor | None:
-        if self.latents is None:
-            return None
-        store = self.latents
-        return torch.stack([store.latents(sample.image, view.flipped) for sample, view in zip(plan.samples, views, strict=True)])
+    def _pictures(self, plan: BatchPlan, views: Sequence[View]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Pixels or latents of a batch, and its mask at the latents' size where any of its images has one."""
+        if self.latents is not None:
+            stored = [self.latents.latents(sample.image, view.crop.flipped) for sample, view in zip(plan.samples, views, strict=True)]
+            latents = torch.stack([each.latents for each in stored])
+            return None, latents, _stacked_masks([each.mask for each in stored], *latents.shape[2:])
+        pictures = [view.picture() for view in views]
+        pixels = torch.stack([picture.pixels for picture in pictures])
+        height, width = (side // self.pixels_per_latent for side in pixels.shape[2:])
+        masks = [None if picture.mask is None else pooled_mask(picture.mask, height, width) for picture in pictures]
+        return pixels, None, _stacked_masks(masks, height, width)
 
     def _text(self, captions: Sequence[str]) -> TextStates | None:
         if self.text is None:
             return None
         states = [self.text.states(caption) for caption in captions]
         return {name: torch.stack([each[name] for each in states]) for name in states[0]}
-
-
-def build_training_data(options: DataOptions, *, seed: int, resolution_step: int, default_resolution: int) -> TrainingData:
-    """Read the dataset file (or folders), find and measure the images, read the captions.
-
-    `resolution_step` is what the model needs of image sides; `default_resolution` the side where nobody names a resolution.
-    Raises `OptionError` with everything wrong with the dataset file, or else everything wrong with the images and captions.
-    """
-    datasets = read_datasets(options, default_resolution)
-    problems = [problem for dataset in datasets for problem in bucket_problems(dataset.options, resolution_step, dataset.where)]
-    problems += latent_cache_problems(datasets) if options.caches_latents else []
-    problems += text_cache_problems(datasets) if options.caches_text else []
-    if problems:
-        raise OptionError(dict.fromkeys(problems))
-    data = TrainingData(datasets, find_images(datasets), options, seed)
-    _describe(data)
-    return data
-
-
-def latent_cache_problems(datasets: Sequence[Dataset]) -> list[str]:
-    """The options that need pixels at each use, for cached latents."""
-    subsets = [subset for dataset in datasets for subset in dataset.subsets if subset.random_crop]
-    return [f"{subset.image_dir}: random_crop reads the images anew at each use; remove it, or --cache_latents" for subset in subsets]
-
-
-def text_cache_problems(datasets: Sequence[Dataset]) -> list[str]:
-    """The options that change captions from use to use, for cached text. Dropout of the whole caption is none of them."""
-    return [
-        f"{subset.image_dir}: {name} changes captions from use to use; remove it, or --cache_text_encoder_outputs"
-        for dataset in datasets
-        for subset in dataset.subsets
-        for name in varying_options(subset)
-    ]
 
 
 class BatchDataset(TorchDataset[Batch]):
@@ -234,30 +232,12 @@ class BatchDataset(TorchDataset[Batch]):
 # The parts of a batch
 
 
-def _pixels(views: Sequence[View]) -> Tensor:
-    return torch.stack([load_pixels(view.image.path, view.image.placement, view.corner, view.flipped) for view in views])
+def _stacked_masks(masks: Sequence[Tensor | None], height: int, width: int) -> Tensor | None:
+    """Masks (batch, 1, height, width), all ones for an image without one; None where none has one."""
+    if all(mask is None for mask in masks):
+        return None
+    return torch.stack([torch.ones(height, width) if mask is None else mask for mask in masks])[:, None]
 
 
-def _sizes(views: Sequence[View]) -> Sizes:
-    return Sizes(
-        original=torch.tensor([view.image.size[::-1] for view in views]),
-        crop=torch.tensor([view.crop for view in views]),
-        target=torch.tensor([view.image.placement.bucket[::-1] for view in views]),
-    )
-
-
-# What the log says
-
-
-def _describe(data: TrainingData) -> None:
-    regular = f" and {data.num_reg_images} of regularisation" if data.num_reg_images else ""
-    logger.info(
-        "data: %d images, %d uses an epoch%s, %d batches an epoch",
-        len(data.images),
-        data.num_train_images,
-        regular,
-        data.batches_per_epoch(),
-    )
-    for index, dataset in enumerate(data.datasets):
-        counts = ", ".join(f"{width}x{height}: {count}" for (width, height), count in data.bucket_counts(index).items())
-        logger.info("dataset %d: batch size %d, %s", index + 1, dataset.options.batch_size, counts)
+def _preserves(view: View) -> bool:
+    return (view.image.options.custom_attributes or {}).get("diff_output_preservation") is True

@@ -2,10 +2,11 @@
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from library.data.buckets import Placement
 from library.data.entries import ImageEntry
+from library.data.images.buckets import Placement
 from library.data.options import SubsetOptions
 
 if TYPE_CHECKING:
@@ -13,12 +14,14 @@ if TYPE_CHECKING:
 
 RUN_ENTRIES = (
     "prior_loss_weight", "cache_latents", "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate",
+    "face_crop_aug_range", "resize_interpolation", "validation_seed", "validation_split",
 )  # fmt: skip
-FOLDER_ENTRIES = ("flip_aug", "random_crop", "shuffle_caption", "keep_tokens")
-BUCKET_ENTRIES = ("enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso")
+FOLDER_ENTRIES = ("color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens")
+BUCKET_ENTRIES = ("enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso", "skip_image_resolution")
 SUBSET_ENTRIES = (
-    "flip_aug", "random_crop", "shuffle_caption", "keep_tokens", "keep_tokens_separator", "secondary_separator", "enable_wildcard",
-    "caption_prefix", "caption_suffix", "class_tokens", "is_reg",
+    "color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens", "keep_tokens_separator", "secondary_separator",
+    "enable_wildcard", "caption_prefix", "caption_suffix", "resize_interpolation", "face_crop_aug_range", "token_warmup_min",
+    "token_warmup_step", "alpha_mask", "custom_attributes",
 )  # fmt: skip
 
 
@@ -27,7 +30,7 @@ def dataset_metadata(data: "TrainingData") -> dict[str, str]:
     entries: dict[str, Any] = {f"ss_{name}": getattr(data.options, name) for name in RUN_ENTRIES}
     entries["ss_cache_latents"] = data.options.caches_latents
     entries["ss_num_train_images"] = data.num_train_images
-    entries["ss_num_validation_images"] = 0
+    entries["ss_num_validation_images"] = len(data.validation.images) if data.validation is not None else 0
     entries["ss_num_reg_images"] = data.num_reg_images
     folders = {"ss_tag_frequency": tag_frequency(data.images), "ss_dataset_dirs": folder_counts(data, is_reg=False)}
     if data.options.dataset_config is not None:
@@ -45,11 +48,12 @@ def describe_dataset(data: "TrainingData", index: int) -> dict[str, Any]:
     options = data.datasets[index].options
     images = [image for image in data.images if image.dataset == index]
     return {
-        "is_dreambooth": True,
+        "is_dreambooth": not any(subset.metadata_file for subset in data.datasets[index].subsets),
         "batch_size_per_device": options.batch_size,
         "num_train_images": sum(image.repeats for image in images if not image.options.is_reg),
         "num_reg_images": sum(image.repeats for image in images if image.options.is_reg),
         "resolution": options.size,
+        "network_multiplier": options.network_multiplier,
         **{name: getattr(options, name) for name in BUCKET_ENTRIES},
         "tag_frequency": tag_frequency(images),
         "bucket_info": bucket_info(data, index),
@@ -81,9 +85,9 @@ def folder_counts(data: "TrainingData", *, is_reg: bool) -> dict[str, dict[str, 
     counts: dict[str, dict[str, int]] = {}
     for index, dataset in enumerate(data.datasets):
         for number, subset in enumerate(dataset.subsets):
-            if subset.is_reg == is_reg:
+            if subset.is_reg == is_reg and not subset.is_validation:
                 images = sum(image.dataset == index and image.subset == number for image in data.images)
-                counts[subset.image_dir.name] = {"n_repeats": subset.num_repeats, "img_count": images}
+                counts[_short_name(subset)] = {"n_repeats": subset.num_repeats, "img_count": images}
     return counts
 
 
@@ -91,8 +95,18 @@ def folder_counts(data: "TrainingData", *, is_reg: bool) -> dict[str, dict[str, 
 
 
 def _describe_subset(subset: SubsetOptions, images: int) -> dict[str, Any]:
-    about = {"img_count": images, "num_repeats": subset.num_repeats, "image_dir": subset.image_dir.name}
-    return about | {name: getattr(subset, name) for name in SUBSET_ENTRIES}
+    """A subset of `ss_datasets`; file names without their folders, which are nobody's business."""
+    about: dict[str, Any] = {"img_count": images, "num_repeats": subset.num_repeats}
+    about |= {name: getattr(subset, name) for name in SUBSET_ENTRIES}
+    if subset.image_dir is not None:
+        about["image_dir"] = subset.image_dir.name
+    if subset.metadata_file is not None:
+        return about | {"metadata_file": subset.metadata_file.name}
+    return about | {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg}
+
+
+def _short_name(subset: SubsetOptions) -> str:
+    return (subset.image_dir or subset.metadata_file or Path()).name
 
 
 def _single_entries(data: "TrainingData") -> dict[str, Any]:

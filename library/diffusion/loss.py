@@ -19,7 +19,13 @@ class LossOptions:
 MEASURES = {"l2": F.mse_loss, "l1": F.l1_loss}
 
 
-def weigh(guess: Tensor, target: Tensor, weights: Tensor, options: LossOptions) -> Tensor:
-    """The loss of a batch, a scalar: mean error of each sample in fp32, times its weight (batch,), then the mean."""
+def weigh(guess: Tensor, target: Tensor, weights: Tensor, options: LossOptions, mask: Tensor | None = None) -> Tensor:
+    """The loss of a batch, a scalar: mean error of each sample in fp32, times its weight (batch,), then the mean.
+
+    `mask` (batch, 1, height, width), 0 to 1, says how much each place counts. The mean is still over all places, as in sd-scripts: a
+    sample that shows little has a small loss, not one in which its few places weigh more.
+    """
     error = MEASURES[options.loss_type](guess.float(), target.float(), reduction="none")
+    if mask is not None:
+        error = error * mask
     return (error.flatten(1).mean(1) * weights).mean()

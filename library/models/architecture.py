@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from library.data.batch import Sizes, TextStates
+from library.data.caches.npz import NpzLatents, NpzText
 from library.diffusion.process import NoiseProcess
 from library.models.naming import Naming
 
@@ -104,8 +105,31 @@ class Architecture(Naming):
         return []
 
     @abstractmethod
-    def identity(self, options: Any) -> str:
-        """A string that changes whenever cached latents or text states of these model options would."""
+    def latents_identity(self, options: Any) -> str:
+        """A string that changes whenever the latents of these model options would: what the VAE is, and how it computes."""
+
+    @abstractmethod
+    def text_identity(self, options: Any) -> str:
+        """A string that changes whenever the text states of these model options would: encoders, tokenizers, length of captions."""
+
+    def npz_latents(self) -> NpzLatents | None:
+        """How sd-scripts' cached latents of this family are named and read; None where there are none."""
+        return None
+
+    def npz_text(self, text_encoders: Sequence[nn.Module], options: Any) -> NpzText | None:
+        """How sd-scripts' cached text states of this family are named and read, for these encoders; None where they are of no use."""
+        return None
+
+    def load_vae(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The VAE alone, for caches. Raises `ValueError` as `load` does."""
+        vae = self.load(options, device=device, dtype=dtype).vae
+        assert vae is not None, "a family whose models come without a VAE loads it in its own way"
+        return vae
+
+    def load_text(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> tuple[list[nn.Module], list[Any]]:
+        """The text encoders and tokenizers alone, for caches. Raises `ValueError` as `load` does."""
+        models = self.load(options, device=device, dtype=dtype)
+        return models.text_encoders, models.tokenizers
 
     @abstractmethod
     def metadata(self, options: Any) -> dict[str, str]:

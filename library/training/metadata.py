@@ -23,6 +23,7 @@ OPTION_ENTRIES = """
         learning_rate unet_lr max_grad_norm lr_warmup_steps lr_scheduler gradient_checkpointing gradient_accumulation_steps
         network_module network_dropout mixed_precision fp8_base cache_latents loss_type prior_loss_weight
         caption_dropout_rate caption_dropout_every_n_epochs caption_tag_dropout_rate output_name training_comment
+        max_validation_steps validate_every_n_epochs validate_every_n_steps
     """.split()
 """Options written as they are, under `ss_<name>`."""
 
@@ -31,9 +32,7 @@ ABSENT_ENTRIES = {
     "ss_noise_offset_random_strength": "False", "ss_adaptive_noise_scale": "None", "ss_multires_noise_iterations": "None",
     "ss_multires_noise_discount": "0.3", "ss_zero_terminal_snr": "False", "ss_min_snr_gamma": "None", "ss_ip_noise_gamma": "None",
     "ss_ip_noise_gamma_random_strength": "False", "ss_debiased_estimation": "False",
-    "ss_huber_schedule": "None", "ss_huber_scale": "None", "ss_huber_c": "None", "ss_face_crop_aug_range": "None",
-    "ss_num_validation_images": "0", "ss_validation_seed": "None", "ss_validation_split": "0.0", "ss_max_validation_steps": "None",
-    "ss_validate_every_n_epochs": "None", "ss_validate_every_n_steps": "None", "ss_resize_interpolation": "None",
+    "ss_huber_schedule": "None", "ss_huber_scale": "None", "ss_huber_c": "None",
 }  # fmt: skip
 """Entries of features that no run of this version uses; readers look for them."""
 

@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import Tensor, nn
 
 from library.core.command_line import OptionSet
-from library.core.file_hash import sampled_file_hash
 from library.core.log import get_logger
 from library.core.options import OptionError
-from library.data.batch import Batch, TextStates
-from library.data.caches import fill_latents, fill_text
-from library.data.dataset import TrainingData, build_training_data
-from library.data.loader import batch_loader, worker_count
+from library.core.tensor_file import listing
+from library.data.batch import Batch
+from library.data.building import build_training_data
+from library.data.captions.composing import longest_captions
+from library.data.dataset import TrainingData
+from library.data.loader import batch_loader, workers_for
 from library.data.options import DataOptions
 from library.models.architecture import Architecture, Models
 from library.training.adapters import NetworkOptions
@@ -62,7 +62,13 @@ def load_data(arch: Architecture, options: OptionSet, seed: int) -> TrainingData
     network = options[NetworkOptions]
     if data.caches_text and not network.network_train_unet_only:
         raise OptionError(["--cache_text_encoder_outputs: cached text cannot train text encoders; add --network_train_unet_only"])
-    return build_training_data(data, seed=seed, resolution_step=arch.resolution_step, default_resolution=arch.default_resolution)
+    return build_training_data(
+        data,
+        seed=seed,
+        resolution_step=arch.resolution_step,
+        default_resolution=arch.default_resolution,
+        pixels_per_latent=arch.pixels_per_latent,
+    )
 
 
 def load_models(arch: Architecture, options: OptionSet, device: torch.device) -> Models:
@@ -78,47 +84,24 @@ def load_models(arch: Architecture, options: OptionSet, device: torch.device) ->
 
 
 def tell_cut_captions(arch: Architecture, models: Models, data: TrainingData, model_options: Any) -> None:
-    """Warn, once and with their number, of captions that are longer than the text encoders read."""
-    captions = [max(image.caption.split("\n"), key=len) for image in data.images]
-    over = arch.overlong(models.tokenizers, captions, model_options) if captions else []
-    cut = sum(length > 0 for length in over)
+    """Warn, once and by name, of captions that may be longer than the text encoders read: of each line with its longest choices."""
+    forms = [(image, caption) for image in data.images for caption in longest_captions(image.caption, image.options)]
+    over = arch.overlong(models.tokenizers, [caption for _, caption in forms], model_options) if forms else []
+    cut: dict[Path, int] = {}
+    for (image, _), tokens in zip(forms, over, strict=True):
+        if tokens:
+            cut[image.path] = max(tokens, cut.get(image.path, 0))
     if cut:
-        longest = max(range(len(over)), key=over.__getitem__)
+        worst = sorted(cut, key=cut.__getitem__, reverse=True)
         logger.warning(
-            "%d of %d captions are longer than the text encoder reads and will be cut, the longest by %d tokens (%s)",
-            cut, len(captions), over[longest], data.images[longest].path,
+            "%d of %d captions are longer than the text encoder reads and will be cut, the longest by %d tokens: %s",
+            len(cut), len({image.path for image in data.images}), cut[worst[0]], listing(f"{path} ({cut[path]})" for path in worst),
         )  # fmt: skip
-
-
-def fill_caches(arch: Architecture, models: Models, data: TrainingData, options: OptionSet, accelerator: Accelerator) -> None:
-    """Encode what shall be cached, then move models that are no longer needed off the device."""
-    choice, precision = options[DataOptions], options[PrecisionOptions]
-    identity = f"{arch.identity(options[arch.ModelOptions])} {precision.weight_dtype}"
-    keeps = precision.highvram
-    device = accelerator.device
-    if choice.caches_latents:
-        vae = models.vae
-        assert vae is not None
-        to_disk, size = choice.cache_latents_to_disk, choice.vae_batch_size
-        with torch.no_grad():
-            fill_latents(
-                data, lambda pixels: _encode_pixels(arch, vae, pixels, device), identity=identity, to_disk=to_disk, batch_size=size
-            )
-        if not keeps:
-            vae.to("cpu")
-    if choice.caches_text:
-        to_disk, size = choice.cache_text_encoder_outputs_to_disk, choice.text_encoder_batch_size or choice.train_batch_size
-        with torch.no_grad(), accelerator.autocast():
-            encode = partial(_encode_captions, arch, models, options, device)
-            fill_text(data, encode, identity=identity + _merged_identity(options), to_disk=to_disk, batch_size=size)
-        if not keeps:
-            for encoder in models.text_encoders:
-                encoder.to("cpu")
 
 
 def epochs_of(data: TrainingData, epochs: int, accelerator: Accelerator) -> Iterator[tuple[int, Iterator[Batch]]]:
     """The epochs (counted from 1), each with this rank's batches in order; workers live on where the user wants them persistent."""
-    workers = 0 if data.has_latents_in_memory else worker_count(data.options)
+    workers = workers_for(data)
     load = partial(batch_loader, data, rank=accelerator.process_index, world=accelerator.num_processes, workers=workers)
     if workers and data.options.persistent_data_loader_workers:
         for epoch, batches in groupby(load(0, epochs=epochs), key=lambda batch: batch.epoch):
@@ -126,19 +109,3 @@ def epochs_of(data: TrainingData, epochs: int, accelerator: Accelerator) -> Iter
     else:
         for epoch in range(epochs):
             yield epoch + 1, iter(load(epoch))
-
-
-def _merged_identity(options: OptionSet) -> str:
-    """What `--base_weights` add to the identity of cached text: they may have changed the text encoders."""
-    network = options[NetworkOptions]
-    return "".join(f" {sampled_file_hash(Path(file))}" for file in network.base_weights) + f" {network.base_weights_multiplier}"
-
-
-def _encode_pixels(arch: Architecture, vae: nn.Module, pixels: Tensor, device: torch.device) -> Tensor:
-    return arch.encode_images(vae, pixels.to(device), None).float().cpu()
-
-
-def _encode_captions(arch: Architecture, models: Models, options: OptionSet, device: torch.device, captions: list[str]) -> TextStates:
-    tokens = arch.tokenize(models.tokenizers, captions, options[arch.ModelOptions])
-    states = arch.encode_text(models.text_encoders, {name: ids.to(device) for name, ids in tokens.items()})
-    return {name: (state.float() if state.is_floating_point() else state).cpu() for name, state in states.items()}

@@ -26,6 +26,12 @@ RULES = (
     Rule(option="network_alpha", when=lambda v: v["dim_from_weights"], because="--dim_from_weights takes alphas from the file"),
     Rule(option="vae_batch_size", when=_no_latent_cache, because="it is for --cache_latents"),
     Rule(option="text_encoder_batch_size", when=_no_text_cache, because="it is for --cache_text_encoder_outputs"),
+    Rule(option="text_cache_variants", when=_no_text_cache, because="without a text cache every use draws a caption of its own"),
+    Rule(
+        option="skip_cache_check",
+        when=lambda v: not (v["cache_latents_to_disk"] or v["cache_text_encoder_outputs_to_disk"]),
+        because="no cache is kept on disk",
+    ),
     Rule(option="persistent_data_loader_workers", when=lambda v: v["max_data_loader_n_workers"] == 0, because="there are no workers"),
     Rule(option="training_comment", when=lambda v: v["no_metadata"], because="--no_metadata leaves it out"),
 )

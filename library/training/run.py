@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -15,7 +16,6 @@ from torch.optim.lr_scheduler import LRScheduler
 from library.core.command_line import OptionSet, parse_command_line
 from library.core.fp8 import store_as_fp8
 from library.core.log import get_logger, set_up_logging
-from library.core.options import option
 from library.data.batch import Batch
 from library.data.dataset import TrainingData
 from library.data.options import DataOptions
@@ -24,60 +24,25 @@ from library.inference.generate import Generator
 from library.models.architecture import Architecture, architecture_named
 from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, check_network_arguments, merge_base_weights
 from library.training.block_swap import BlockSwap
+from library.training.caching import fill_caches
+from library.training.length import Length, RunOptions, settle_length
 from library.training.metadata import Facts, MetadataOptions, file_metadata, run_metadata
 from library.training.model import TrainingModel
 from library.training.not_yet import NOT_YET
 from library.training.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
+from library.training.plan import PlanOptions, plan
 from library.training.precision import PrecisionOptions, checkpoint_gradients
-from library.training.prepare import epochs_of, fill_caches, load_data, load_models, make_accelerator, resolved_seed, tell_cut_captions
+from library.training.prepare import epochs_of, load_data, load_models, make_accelerator, resolved_seed, tell_cut_captions
 from library.training.previews import PreviewOptions, Previews
 from library.training.progress import LogOptions, Progress
 from library.training.rules import without_effect
 from library.training.save import SaveOptions, Saver
 from library.training.schedule import ScheduleOptions, build_schedule
-from library.training.step import StepContext, batch_loss
+from library.training.step import StepContext, acting_at, batch_loss
+from library.training.validation import ValidationOptions, validate, without_pictures
 from networks.protocol import TrainableNetwork
 
 logger = get_logger(__name__)
-
-
-@dataclass(kw_only=True, frozen=True)
-class RunOptions:
-    """Run."""
-
-    max_train_steps: int = option(1600, help="length of the run in optimizer steps, where --max_train_epochs is absent")
-    max_train_epochs: int | None = option(None, help="length of the run in epochs; wins over --max_train_steps")
-    gradient_accumulation_steps: int = option(1, help="batches whose gradients are averaged for one optimizer step")
-    seed: int | None = option(None, help="seed of everything random; drawn and logged where absent")
-
-    def check(self) -> Iterable[str]:
-        """What is wrong: lengths below one, a seed that no generator takes."""
-        for name in ("max_train_steps", "max_train_epochs", "gradient_accumulation_steps"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                yield f"--{name} {value}: must be at least 1"
-        if self.seed is not None and not 0 <= self.seed < 2**63:
-            yield f"--seed {self.seed}: must lie between 0 and 2^63 - 1"
-
-
-@dataclass(kw_only=True, frozen=True)
-class Length:
-    """How long a run is. An epoch's last optimizer step may average fewer batches."""
-
-    steps_per_epoch: int
-    steps: int
-
-    @property
-    def epochs(self) -> int:
-        """Epochs begun until the last step."""
-        return math.ceil(self.steps / self.steps_per_epoch)
-
-    @classmethod
-    def of(cls, options: RunOptions, batches_per_epoch: int) -> "Length":
-        """The length that the options and the number of batches an epoch (on this rank) give."""
-        steps_per_epoch = math.ceil(batches_per_epoch / options.gradient_accumulation_steps)
-        epochs = options.max_train_epochs
-        return cls(steps_per_epoch=steps_per_epoch, steps=options.max_train_steps if epochs is None else epochs * steps_per_epoch)
 
 
 @dataclass(kw_only=True)
@@ -112,7 +77,7 @@ def option_groups(arch: Architecture) -> list[type]:
     """The option groups of a family's training script, in the order of its help."""
     return [
         arch.ModelOptions, DataOptions, NetworkOptions, RunOptions, OptimizerOptions, ScheduleOptions, arch.NoiseOptions, LossOptions,
-        PrecisionOptions, SaveOptions, PreviewOptions, LogOptions, MetadataOptions,
+        PrecisionOptions, SaveOptions, PreviewOptions, ValidationOptions, PlanOptions, LogOptions, MetadataOptions,
     ]  # fmt: skip
 
 
@@ -121,7 +86,22 @@ def main(family: str, argv: list[str]) -> None:
     arch = architecture_named(family)
     about = f"Train a LoRA, LoHa or LoKr for {arch.title}."
     script, refused = f"{family}_train_network.py", {**NOT_YET, **arch.refused}
-    train(arch, parse_command_line(option_groups(arch), argv, prog=script, about=about, refuse=refused))
+    options = parse_command_line(option_groups(arch), argv, prog=script, about=about, refuse=refused)
+    if options[PlanOptions].is_asked:
+        plan_only(arch, options)
+    else:
+        train(arch, options)
+
+
+def plan_only(arch: Architecture, options: OptionSet) -> None:
+    """Say what `train` would see, from the same options and data; one process does."""
+    state = PartialState()
+    set_up_logging(options[LogOptions].console_log_level, options[LogOptions].console_log_file, state.is_main_process)
+    if state.is_main_process:
+        data = load_data(arch, options, resolved_seed(options[RunOptions].seed))
+        length = settle_length(options[RunOptions], data, state.num_processes)
+        known = {"steps_per_epoch": length.steps_per_epoch, "steps": length.steps, "processes": state.num_processes}
+        plan(arch, options, data, run=known, folder=Path(options[SaveOptions].output_dir))
 
 
 def train(arch: Architecture, options: OptionSet) -> RunResult:
@@ -136,6 +116,8 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     saver = Saver(options[SaveOptions])
     seed = resolved_seed(options[RunOptions].seed)
     data = load_data(arch, options, seed)
+    for sentence in without_pictures(options[ValidationOptions], data):
+        logger.warning("%s", sentence)
     previews = Previews.of(options[PreviewOptions], arch, saver.folder, saver.options.output_name, seed)
     run = set_up(arch, options, accelerator, data, seed, saver, previews)
     with run.progress.bar():
@@ -146,6 +128,8 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
             if saver.due_after_epoch(epoch, run.length.epochs):
                 save(run, saver.epoch_file(epoch), epoch)
                 saver.remove_old_epochs(epoch)
+            if options[ValidationOptions].due_after_epoch(epoch):
+                measure_validation(run, "epoch")
             if previews.due_after_epoch(epoch):
                 preview(run, f"e{epoch:06d}")
     save(run, saver.final_file(), run.length.epochs)
@@ -159,7 +143,7 @@ def set_up(
     """Load the models, fill the caches, build network, optimizer and schedule."""
     precision = options[PrecisionOptions]
     model_options = options[arch.ModelOptions]
-    length = Length.of(options[RunOptions], data.batches_per_epoch(accelerator.num_processes))
+    length = settle_length(options[RunOptions], data, accelerator.num_processes)
     models = load_models(arch, options, accelerator.device)
     tell_cut_captions(arch, models, data, model_options)
     merge_base_weights(models, options[NetworkOptions])
@@ -198,6 +182,8 @@ def train_epoch(run: Run, epoch: int, batches: Iterable[Batch]) -> None:
         if run.saver.due_after_step(run.step) and run.step < run.length.steps:
             save(run, run.saver.step_file(run.step), epoch)
             run.saver.remove_old_steps(run.step)
+        if run.options[ValidationOptions].due_after_step(run.step):
+            measure_validation(run, "step")
         if run.previews.due_after_step(run.step):
             preview(run, f"{run.step:06d}")
         if run.step == run.length.steps:
@@ -211,7 +197,8 @@ def update(run: Run, batches: list[Batch]) -> None:
     run.trained.network.on_step_start()
     for index, batch in enumerate(batches):
         is_last = index + 1 == len(batches)
-        with _synchronised(accelerator, run.context.model, is_last):
+        strength = acting_at(run.context, batch.network_multiplier)
+        with _synchronised(accelerator, run.context.model, is_last), strength:
             loss = batch_loss(run.context, batch)
             total += loss.detach().item() / len(batches)
             if not math.isfinite(total):
@@ -263,6 +250,13 @@ def preview(run: Run, moment: str) -> None:
         with accelerator.autocast():
             run.previews.draw(generator, run.trained.network, moment, text_is_fixed=not run.trained.trains_text_encoders)
     accelerator.wait_for_everyone()
+
+
+def measure_validation(run: Run, moment: Literal["step", "epoch"]) -> None:
+    """Log the loss on the images that are held out, where there are any; `moment` is what ended."""
+    if run.data.validation is not None:
+        most = run.options[ValidationOptions].max_validation_steps
+        run.accelerator.log(validate(run.context, run.data.validation, run.accelerator, moment, most=most), step=run.step)
 
 
 def describe(run: Run, seed: int) -> dict[str, str]:

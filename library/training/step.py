@@ -1,17 +1,21 @@
-"""One training step up to its loss: a pure function of the run's seed and the batch's place."""
+"""One training step up to its loss: a pure function of the run's seed and of what stands in the batch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from library.core.keyed_random import keyed_generator, keyed_seed
-from library.data.batch import Batch, TextStates
+from library.data.batch import Batch, Sizes, TextStates
 from library.diffusion.loss import LossOptions, weigh
 from library.diffusion.process import NoiseProcess
 from library.models.architecture import Architecture, Tokens
+from library.training.model import TrainingModel
+from networks.protocol import TrainableNetwork
 
 
 @dataclass(kw_only=True)
@@ -28,30 +32,91 @@ class StepContext:
     seed: int
     device: torch.device
 
+    @property
+    def own_model(self) -> TrainingModel:
+        """The model without what distributes it: calling it waits for no other rank."""
+        return cast(TrainingModel, extract_model_from_parallel(self.model))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What chance gave a batch: noise in the shape of its latents, and a timestep for each sample (batch,)."""
+
+    noise: Tensor
+    timesteps: Tensor
+
+    @classmethod
+    def of(cls, process: NoiseProcess, shape: Sequence[int], generators: Sequence[torch.Generator]) -> "Drawn":
+        """Noise and then a timestep for latents of `shape`, each sample's from its own generator, on the CPU."""
+        noise = [torch.randn(shape[1:], generator=generator) for generator in generators]
+        timesteps = [process.timesteps((1, *shape[1:]), generator) for generator in generators]
+        return cls(noise=torch.stack(noise), timesteps=torch.cat(timesteps))
+
+    def to(self, device: torch.device | str) -> "Drawn":
+        """The same on another device."""
+        return Drawn(noise=self.noise.to(device, non_blocking=True), timesteps=self.timesteps.to(device, non_blocking=True))
+
 
 def batch_loss(context: StepContext, batch: Batch) -> Tensor:
-    """The loss of a batch, a scalar with gradient. Noise, timesteps and dropouts depend on (seed, epoch, position) only."""
-    key = (batch.epoch, batch.position)
-    torch.manual_seed(keyed_seed(context.seed, "dropout", *key))
-    latents = _latents(context, batch)
-    generator = keyed_generator(context.seed, "noise", *key)
-    noise = torch.randn(latents.shape, generator=generator).to(context.device)
-    timesteps = context.process.timesteps(latents.shape, generator).to(context.device)
-    noisy = context.process.corrupt(latents, noise, timesteps)
-    guess = context.model(noisy, timesteps, _text(context, batch), batch.sizes.to(context.device))
-    weights = batch.loss_weights.to(context.device) * context.process.loss_weights(timesteps)
-    return weigh(guess, context.process.target(latents, noise, timesteps), weights, context.loss)
+    """The loss of a batch, a scalar with gradient.
+
+    The noise and timestep of a sample depend on (seed, epoch, image, repeat) only, not on the batch it stands in or the rank that
+    computes it; the network's dropouts on (seed, epoch, position). Call it within `acting_at`, and go backward there too.
+    """
+    torch.manual_seed(keyed_seed(context.seed, "dropout", batch.epoch, batch.position))
+    latents = latents_of(context, batch)
+    generators = [keyed_generator(context.seed, "noise", batch.epoch, *draw) for draw in batch.draws]
+    return loss_at(context, batch, latents, Drawn.of(context.process, latents.shape, generators))
 
 
-def _latents(context: StepContext, batch: Batch) -> Tensor:
+def loss_at(context: StepContext, batch: Batch, latents: Tensor, drawn: Drawn) -> Tensor:
+    """The loss of a batch for latents, noise and timesteps that are given, a scalar."""
+    process, drawn = context.process, drawn.to(context.device)
+    noisy = process.corrupt(latents, drawn.noise, drawn.timesteps)
+    target = process.target(latents, drawn.noise, drawn.timesteps)
+    text, sizes = _text(context, batch), batch.sizes.to(context.device)
+    if batch.preserves is not None and batch.preserves.any():
+        rows = batch.preserves.nonzero().squeeze(1).to(context.device)
+        with torch.no_grad(), acting_at(context, 0.0, then=batch.network_multiplier):
+            base = context.own_model(*_rows(rows, noisy, drawn.timesteps, text, sizes))
+        target = target.index_copy(0, rows, base.to(target.dtype))
+    guess = context.model(noisy, drawn.timesteps, text, sizes)
+    weights = batch.loss_weights.to(context.device, non_blocking=True) * process.loss_weights(drawn.timesteps)
+    mask = None if batch.mask is None else batch.mask.to(context.device, non_blocking=True)
+    return weigh(guess, target, weights, context.loss, mask)
+
+
+def latents_of(context: StepContext, batch: Batch) -> Tensor:
     """The batch's model-ready latents, fp32: from the cache, or the mean of the VAE's posterior, as the cache holds it."""
     if batch.latents is not None:
-        return batch.latents.to(context.device)
+        return batch.latents.to(context.device, non_blocking=True)
     assert batch.pixels is not None and context.vae is not None
     with torch.no_grad():
-        return context.arch.encode_images(context.vae, batch.pixels.to(context.device), None).float()
+        return context.arch.encode_images(context.vae, batch.pixels.to(context.device, non_blocking=True), None).float()
+
+
+@contextmanager
+def acting_at(context: StepContext, strength: float, then: float = 1.0) -> Iterator[None]:
+    """Let the network act at a strength, and at `then` after it: 1, for all that knows nothing of `network_multiplier`.
+
+    A backward belongs inside: blocks under gradient checkpointing compute once more in it.
+    """
+    network = cast(TrainableNetwork, context.own_model.network)
+    if strength != then:
+        network.set_multiplier(strength)
+    try:
+        yield
+    finally:
+        if strength != then:
+            network.set_multiplier(then)
 
 
 def _text(context: StepContext, batch: Batch) -> Tokens | TextStates:
     text = batch.text or context.arch.tokenize(context.tokenizers, batch.captions, context.model_options)
-    return {name: tensor.to(context.device) for name, tensor in text.items()}
+    return {name: tensor.to(context.device, non_blocking=True) for name, tensor in text.items()}
+
+
+def _rows(rows: Tensor, noisy: Tensor, timesteps: Tensor, text: Tokens | TextStates, sizes: Sizes) -> tuple[Any, ...]:
+    """What the model takes, for some samples of a batch."""
+    chosen = replace(sizes, original=sizes.original[rows], crop=sizes.crop[rows], target=sizes.target[rows])
+    return noisy[rows], timesteps[rows], {name: tensor[rows] for name, tensor in text.items()}, chosen

@@ -1,5 +1,6 @@
 """Small folders of noise pictures, and datasets built from a few lines of TOML."""
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -8,7 +9,8 @@ from dataset_samples import noise
 from hypothesis import settings
 from PIL import Image
 
-from library.data.dataset import TrainingData, build_training_data
+from library.data.building import build_training_data
+from library.data.dataset import TrainingData
 from library.data.options import DataOptions, Size
 
 settings.register_profile("hadron", deadline=None, derandomize=True)  # a shared machine keeps no deadline
@@ -16,6 +18,14 @@ settings.load_profile("hadron")
 
 MakeFolder = Callable[..., Path]
 Build = Callable[..., TrainingData]
+
+
+@pytest.fixture
+def logs(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> pytest.LogCaptureFixture:
+    """What the project logs."""
+    monkeypatch.setattr(logging.getLogger("hadron"), "propagate", True)
+    caplog.set_level("INFO", logger="hadron")
+    return caplog
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from library.data.buckets import bucket_problems, bucket_sizes, place
+from library.data.images.buckets import bucket_problems, bucket_sizes, place
 from library.data.options import DatasetOptions
 
 SDXL = {"resolution": 1024, "enable_bucket": True, "max_bucket_reso": 2048}

@@ -11,8 +11,8 @@ from dataset_samples import one_subset
 from hypothesis import given
 from hypothesis import strategies as st
 
-from library.data.buckets import Placement
 from library.data.entries import ImageEntry
+from library.data.images.buckets import Placement
 from library.data.loader import BatchDataset, batch_loader, worker_count
 from library.data.options import DataOptions, SubsetOptions
 from library.data.order import batch_count, epoch_order
@@ -143,7 +143,7 @@ def test_choices_for_an_image_do_not_depend_on_the_batch_size(data, make_folder,
 
     def views(some) -> dict:
         samples = [sample for plan in some.order(0) for sample in plan.samples]
-        return {sample: (view.caption, view.flipped, view.corner) for sample in samples for view in [some.view(0, sample)]}
+        return {sample: (view.caption, view.crop) for sample in samples for view in [some.view(0, sample)]}
 
     assert views(data) == views(other)
 
@@ -156,7 +156,7 @@ def test_the_crop_told_to_the_model_is_the_crop_made(data):
             view = data.view(0, sample)
             top, left = batch.sizes.crop[row].tolist()
             assert 0 <= top <= view.image.placement.slack[1]
-            assert left == (view.image.placement.slack[0] - view.corner[0] if view.flipped else view.corner[0])
+            assert left == (view.image.placement.slack[0] - view.crop.corner[0] if view.crop.flipped else view.crop.corner[0])
             assert batch.sizes.original[row].tolist() == list(view.image.size[::-1])
             assert batch.sizes.target[row].tolist() == list(batch.pixels.shape[-2:])
             crops.add((top, left))

@@ -1,6 +1,7 @@
 """What every family answers, by discovery."""
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from library.core.command_line import parse_command_line
 from library.core.options import declared
+from library.core.tensor_file import load_tensors, save_tensors
 from library.data.batch import Sizes
 from library.models.architecture import Architecture, Models, architecture_named, architecture_names, architecture_of
 from library.training.run import option_groups
@@ -107,36 +109,44 @@ def test_tokens_beyond_the_limit_are_counted(family: Loaded) -> None:
 
 
 def test_caches_are_named_by_the_bytes_of_the_models_not_by_their_place(family: Loaded, tmp_path: Path) -> None:
-    places = {field.name for field in dataclasses.fields(family.options)}
-    moved = {}
-    for name in places:
-        given = getattr(family.options, name)
-        if isinstance(given, str) and Path(given).is_file():
-            source = Path(given)
+    moved = dataclasses.replace(family.options, **_copies(family, tmp_path))
+    assert family.arch.latents_identity(moved) == family.arch.latents_identity(family.options)
+    assert family.arch.text_identity(moved) == family.arch.text_identity(family.options)
+
+
+@pytest.mark.parametrize("of", ["latents_identity", "text_identity"])
+def test_a_retrained_model_has_caches_of_its_own(family: Loaded, tmp_path: Path, of: str) -> None:
+    identity = getattr(family.arch, of)
+    changed = []
+    for name, copy in _copies(family, tmp_path).items():
+        tensors = load_tensors(copy)
+        save_tensors(copy, {key: tensor + 1 if tensor.is_floating_point() else tensor for key, tensor in tensors.items()})
+        changed.append(identity(dataclasses.replace(family.options, **{name: copy})) != identity(family.options))
+    assert any(changed)
+
+
+def test_what_encodes_can_be_loaded_alone(family: Loaded) -> None:
+    vae = family.arch.load_vae(family.options, device=CPU, dtype=torch.float32)
+    encoders, tokenizers = family.arch.load_text(family.options, device=CPU, dtype=torch.float32)
+    pixels = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert family.models.vae is not None
+    assert torch.equal(family.arch.encode_images(vae, pixels, None), family.arch.encode_images(family.models.vae, pixels, None))
+    text = [family.arch.encode_text(models, family.arch.tokenize(words, ["a red cat"], family.options))
+            for models, words in ((encoders, tokenizers), (family.models.text_encoders, family.models.tokenizers))]  # fmt: skip
+    assert all(torch.equal(text[0][key], text[1][key]) for key in family.arch.text_keys)
+
+
+def _copies(family: Loaded, folder: Path) -> dict[str, str]:
+    """Copies of the files that the options name, with the folders of their tokenizers beside them."""
+    copies = {}
+    for field in dataclasses.fields(family.options):
+        given = getattr(family.options, field.name)
+        if isinstance(given, str) and (source := Path(given)).is_file():
             for beside in source.parent.glob(f"{source.stem}.*"):
-                (tmp_path / beside.name).symlink_to(beside)
-            moved[name] = str(tmp_path / source.name)
-    assert moved
-    assert family.arch.identity(dataclasses.replace(family.options, **moved)) == family.arch.identity(family.options)
-    other = tmp_path / "other.safetensors"
-    for name in moved:
-        other.unlink(missing_ok=True)
-        other.write_bytes(Path(moved[name]).read_bytes()[:-1] + b"\x7f")
-    changed = [name for name in moved if _changes(family, name, moved, tmp_path)]
-    assert changed
-
-
-def _changes(family: Loaded, name: str, moved: dict[str, str], folder: Path) -> bool:
-    """Does another content of this one file give another identity?"""
-    source = Path(moved[name])
-    changed = folder / f"changed_{source.name}"
-    for beside in source.parent.glob(f"{source.stem}.*"):
-        target = folder / f"changed_{beside.name}"
-        if beside.is_dir() and not target.exists():
-            target.symlink_to(beside.resolve())
-    changed.write_bytes(source.read_bytes()[:-1] + b"\x7f")
-    options = dataclasses.replace(family.options, **{**moved, name: str(changed)})
-    return family.arch.identity(options) != family.arch.identity(family.options)
+                if beside.is_dir() and not (folder / beside.name).exists():
+                    (folder / beside.name).symlink_to(beside)
+            copies[field.name] = str(shutil.copyfile(source, folder / source.name))
+    return copies
 
 
 def test_an_option_is_declared_or_refused_never_both(family: Loaded) -> None:

@@ -16,6 +16,8 @@ IN_VAIN = {
     "network_alpha": ["2", "--dim_from_weights", "--network_weights", "w"],
     "vae_batch_size": ["2"],
     "text_encoder_batch_size": ["2"],
+    "text_cache_variants": ["4"],
+    "skip_cache_check": [],
     "persistent_data_loader_workers": ["--max_data_loader_n_workers", "0"],
     "training_comment": ["c", "--no_metadata"],
 }

@@ -28,7 +28,8 @@ def test_sd_scripts_own_name_for_lora_on_anima_trains_a_lora(anima: SmallFamily,
     given = ["--max_train_steps", "2", "--network_args", "verbose=True", "exclude_patterns=['.*cross_attn.*']"]
     ours = anima.run(images, tmp_path / "a", *given, module="networks.lora")
     theirs = anima.run(images, tmp_path / "b", *given, module="networks.lora_anima")
-    assert theirs.losses == ours.losses and read_header(theirs.file).tensors == read_header(ours.file).tensors
+    shapes = [{name: (info.dtype, info.shape) for name, info in read_header(run.file).tensors.items()} for run in (ours, theirs)]
+    assert theirs.losses == ours.losses and shapes[0] == shapes[1]
     assert read_header(theirs.file).metadata["ss_network_module"] == "networks.lora_anima"
 
 

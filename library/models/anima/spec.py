@@ -1,6 +1,5 @@
 """Anima: its facts, its files, and what its models do in a training step."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -10,9 +9,10 @@ from torch import Tensor, nn
 
 from library.core.file_hash import sampled_file_hash
 from library.data.batch import Sizes, TextStates
+from library.data.caches.npz import NpzLatents, NpzText, identical
 from library.diffusion.flow import FlowOptions, FlowProcess
 from library.diffusion.process import NoiseProcess
-from library.models.anima import text
+from library.models.anima import npz, text
 from library.models.anima.attention import set_attention
 from library.models.anima.checkpoint import check_files, load_denoiser, load_text_encoder, load_vae
 from library.models.anima.denoiser import AnimaDiT
@@ -21,7 +21,7 @@ from library.models.anima.options import NOT_ANIMA, GenerationFiles, ModelOption
 from library.models.anima.tokenizers import check_sizes, find_tokenizers
 from library.models.anima.vae import decode_latents, encode_pixels
 from library.models.architecture import Architecture, Models, Tokens
-from library.models.digests import hash_entries, model_files
+from library.models.digests import digest, hash_entries, model_files
 
 CONDITIONING = "conditioning"
 
@@ -112,20 +112,28 @@ class Anima(AnimaNaming, Architecture):
     def blocks(self, denoiser: nn.Module) -> list[nn.Module]:
         return cast(AnimaDiT, denoiser).blocks()
 
-    def identity(self, options: Any) -> str:
-        """A digest of text encoder and VAE (see `sampled_file_hash`), the tokenizers, the caption lengths and the VAE's precision.
+    def latents_identity(self, options: Any) -> str:
+        """A digest of the VAE (see `sampled_file_hash`) and its precision, whatever its name, place and date."""
+        files = cast(ModelOptions, options)
+        return digest([*map(sampled_file_hash, model_files(files.vae_path)), files.no_half_vae])
 
-        The DiT does not count: nothing that is cached passes through it. Nor do paths, names and dates: caches move with their model.
+    def text_identity(self, options: Any) -> str:
+        """A digest of the text encoder, the tokenizers and the caption lengths.
+
+        The DiT does not count, though its adapter reads the text: nothing that is cached passes through it.
         """
         files = cast(ModelOptions, options)
-        weights = [*model_files(files.text_encoder), *model_files(files.vae_path)]
         tokenizers = (tokenizer.backend.to_str() for tokenizer in _tokenizers(files))
-        facts = [
-            *map(sampled_file_hash, weights),
-            *tokenizers,
-            *(str(fact) for fact in (files.qwen3_max_token_length, files.t5_max_token_length, files.no_half_vae)),
-        ]
-        return hashlib.sha256("\n".join(facts).encode("utf-8")).hexdigest()
+        weights = map(sampled_file_hash, model_files(files.text_encoder))
+        return digest([*weights, *tokenizers, files.qwen3_max_token_length, files.t5_max_token_length])
+
+    def npz_latents(self) -> NpzLatents:
+        return NpzLatents(suffix="_anima.npz", channels=self.latent_channels, pixels=self.pixels_per_latent, ready=identical)
+
+    def npz_text(self, text_encoders: Sequence[nn.Module], options: Any) -> NpzText:
+        files = cast(ModelOptions, options)
+        width = cast(Any, text_encoders[0]).config.hidden_size
+        return npz.text_files(files.qwen3_max_token_length, files.t5_max_token_length, width)
 
     def metadata(self, options: Any) -> dict[str, str]:
         """Names and hashes of the DiT and the VAE (hashes of files only, not of folders), and the caption length."""

@@ -21,6 +21,7 @@ class ModelOptions:
     tokenizer: str | None = option(None, help="folder with vocab.json and merges.txt; by default found beside the checkpoint or installed")
     tokenizer_cache_dir: str | None = option(None, help="folder where the tokenizer is looked for, and kept once downloaded")
     max_token_length: Literal[75, 150, 225] | None = option(None, help="longest caption in tokens (75 if not given); longer ones are cut")
+    weighted_captions: bool = option(False, help="captions weigh their words: (more), [less], (so much:1.3); previews do too")
 
     @property
     def checkpoint(self) -> Path:

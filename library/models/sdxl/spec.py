@@ -1,6 +1,5 @@
 """Stable Diffusion XL: its facts, its files, and what its models do in a training step."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -10,12 +9,16 @@ from torch import Tensor, nn
 
 from library.core.file_hash import sampled_file_hash
 from library.data.batch import Sizes, TextStates
+from library.data.caches.npz import NpzLatents, NpzText
 from library.diffusion.process import DDPMProcess, NoiseProcess, TimestepRange
 from library.models.architecture import Architecture, Models, Tokens
-from library.models.digests import hash_entries, model_files
-from library.models.sdxl import text
-from library.models.sdxl.checkpoint import load_checkpoint
+from library.models.digests import digest, hash_entries, model_files, part_hash
+from library.models.filling import Component
+from library.models.sdxl import npz, text
+from library.models.sdxl.checkpoint import load_checkpoint, load_vae
+from library.models.sdxl.components import TEXT_1, TEXT_2, VAE
 from library.models.sdxl.configuration import LATENT_SCALE
+from library.models.sdxl.folder import SUBFOLDERS
 from library.models.sdxl.names import SDXLNaming
 from library.models.sdxl.options import NOT_SDXL, GenerationFiles, ModelOptions
 from library.models.sdxl.vocabulary import find_vocabularies
@@ -68,10 +71,12 @@ class SDXL(SDXLNaming, Architecture):
         return finite(vae, pixels.float(), "pixels").clamp(-1, 1)
 
     def tokenize(self, tokenizers: Sequence[Any], captions: Sequence[str], options: Any) -> Tokens:
-        return text.tokenize(tokenizers, captions, cast(ModelOptions, options).tokens)
+        files = cast(ModelOptions, options)
+        return text.tokenize(tokenizers, captions, files.tokens, files.weighted_captions)
 
     def overlong(self, tokenizers: Sequence[Any], captions: Sequence[str], options: Any) -> list[int]:
-        return text.overlong(tokenizers, captions, cast(ModelOptions, options).tokens)
+        files = cast(ModelOptions, options)
+        return text.overlong(tokenizers, captions, files.tokens, files.weighted_captions)
 
     def encode_text(self, text_encoders: Sequence[nn.Module], tokens: Tokens) -> TextStates:
         return text.encode_text(text_encoders, tokens)
@@ -82,21 +87,35 @@ class SDXL(SDXLNaming, Architecture):
         conditions = {"text_embeds": text["pooled"], "time_ids": numbers}
         return denoiser(noisy, timesteps.to(noisy.device), encoder_hidden_states=text["hidden_states"], added_cond_kwargs=conditions).sample
 
-    def identity(self, options: Any) -> str:
-        """A digest of the weights (see `sampled_file_hash`), the vocabularies, the caption length and the VAE's precision.
+    def latents_identity(self, options: Any) -> str:
+        """A digest of the VAE and its precision, whatever else its checkpoint holds, and whatever its name, place and date."""
+        files = cast(ModelOptions, options)
+        return digest([*_part_hashes(Path(files.vae) if files.vae else files.checkpoint, VAE), files.no_half_vae])
 
-        Paths, names and dates do not count: caches move with their model.
-        """
+    def text_identity(self, options: Any) -> str:
+        """A digest of the text encoders, the vocabularies, the caption length, and whether captions weigh their words."""
         files = cast(ModelOptions, options)
         vocabularies = find_vocabularies(files.checkpoint, files.tokenizer, files.tokenizer_cache_dir)
-        weights = [*model_files(files.checkpoint), *(model_files(Path(files.vae)) if files.vae else ())]
-        facts = [
-            *map(sampled_file_hash, weights),
-            *(repr(sorted(vocabulary.ids.items())) for vocabulary in vocabularies),
-            str(files.tokens),
-            str(files.no_half_vae),
-        ]
-        return hashlib.sha256("\n".join(facts).encode("utf-8")).hexdigest()
+        weights = (found for part in (TEXT_1, TEXT_2) for found in _part_hashes(files.checkpoint, part))
+        ids = (sorted(vocabulary.ids.items()) for vocabulary in vocabularies)
+        return digest([*weights, *ids, files.tokens, files.weighted_captions])
+
+    def load_vae(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The VAE of the checkpoint, or the one given with `--vae`."""
+        files = cast(ModelOptions, options)
+        return load_vae(files.vae or files.checkpoint, dtype=torch.float32 if files.no_half_vae else dtype, device=device)
+
+    def npz_latents(self) -> NpzLatents:
+        """sd-scripts stores latents as the VAE gives them, without the scale."""
+        return NpzLatents(suffix="_sdxl.npz", channels=self.latent_channels, pixels=self.pixels_per_latent, ready=scaled)
+
+    def npz_text(self, text_encoders: Sequence[nn.Module], options: Any) -> NpzText | None:
+        files = cast(ModelOptions, options)
+        if files.weighted_captions:  # nothing in such a file says how its words were weighed
+            return None
+        first, second = (cast(Any, encoder) for encoder in text_encoders)
+        widths = first.config.hidden_size, second.config.hidden_size
+        return npz.text_files(files.tokens + 2, widths, second.text_projection.weight)
 
     def metadata(self, options: Any) -> dict[str, str]:
         """Names and hashes of the checkpoint and of a separate VAE (hashes of files only, not of folders), and the caption length."""
@@ -115,3 +134,16 @@ class SDXL(SDXLNaming, Architecture):
 
 
 ARCHITECTURE = SDXL()
+
+
+def scaled(latents: Tensor) -> Tensor:
+    """Latents as the U-Net sees them."""
+    return latents * LATENT_SCALE
+
+
+def _part_hashes(path: Path, part: Component) -> list[str]:
+    """Hashes of what one model is made of: its tensors in a single file, the files of its folder in diffusers layout."""
+    if not path.is_dir():
+        return [part_hash(path, part.prefix)]
+    folder = path / SUBFOLDERS[part]
+    return [*map(sampled_file_hash, model_files(folder if folder.is_dir() else path))]

@@ -2,6 +2,7 @@
 
 import hashlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,29 +187,52 @@ def test_a_longer_caption_length_gives_longer_states(models: Models, small_sdxl_
     assert ARCHITECTURE.encode_text(models.text_encoders, tokens)["hidden_states"].shape == (1, 227, 192)
 
 
+def test_weighted_captions_weigh_their_words_and_read_no_states_of_other_tools(models: Models, options: ModelOptions):
+    weighted = replace(options, weighted_captions=True)
+    plain, weighed = (
+        ARCHITECTURE.encode_text(models.text_encoders, ARCHITECTURE.tokenize(models.tokenizers, ["a (cat:1.5)"], each))
+        for each in (options, weighted)
+    )
+    assert not torch.equal(plain["hidden_states"], weighed["hidden_states"])
+    assert ARCHITECTURE.overlong(models.tokenizers, ["(cat:1.5) " * 75], weighted) == [0]
+    assert ARCHITECTURE.npz_text(models.text_encoders, options) and not ARCHITECTURE.npz_text(models.text_encoders, weighted)
+
+
 def moved(path: Path, folder: Path, name: str = "moved") -> Path:
     """A copy of the checkpoint and its tokenizer under another name."""
     shutil.copytree(path.with_name("small.tokenizer"), folder / f"{name}.tokenizer")
     return Path(shutil.copyfile(path, folder / f"{name}.safetensors"))
 
 
-def test_identity_follows_the_content_not_the_path(options: ModelOptions, small_sdxl_file: Path, tmp_path: Path):
-    copy = moved(small_sdxl_file, tmp_path)
-    assert ARCHITECTURE.identity(ModelOptions(pretrained_model_name_or_path=str(copy))) == ARCHITECTURE.identity(options)
+CHANGES = {
+    "VAE": (True, False), "text encoder": (False, True), "U-Net": (False, False), "tokenizer": (False, True), "length": (False, True),
+    "precision": (True, False), "the same VAE from a file": (False, False),
+    "weighting": (False, True),
+}  # fmt: skip
+"""Of each change: does it renew cached latents, does it renew cached text?"""
 
 
-@pytest.mark.parametrize("change", ["weights", "tokenizer", "length", "vae"])
-def test_identity_changes_with_what_changes_caches(options: ModelOptions, small_sdxl_file: Path, tmp_path: Path, change: str):
+@pytest.mark.parametrize(("change", "renews"), CHANGES.items(), ids=CHANGES.keys())
+def test_caches_are_renewed_by_what_changes_their_content_alone(
+    options: ModelOptions, small_sdxl_file: Path, tmp_path: Path, change: str, renews: tuple[bool, bool]
+):
     copy = moved(small_sdxl_file, tmp_path)
-    more: dict = {"length": {"max_token_length": 150}, "vae": {"vae": str(small_sdxl_file)}}.get(change, {})
-    if change == "weights":
+    given: dict[str, Any] = {
+        "length": {"max_token_length": 150}, "precision": {"no_half_vae": True}, "weighting": {"weighted_captions": True},
+    }  # fmt: skip
+    more = given.get(change, {"vae": str(small_sdxl_file)} if change == "the same VAE from a file" else {})
+    parts = {"VAE": "first_stage_model.quant_conv.bias", "U-Net": "model.diffusion_model.out.2.bias",
+             "text encoder": "conditioner.embedders.1.model.ln_final.bias"}  # fmt: skip
+    if change in parts:
         tensors = load_tensors(copy)
-        tensors["first_stage_model.quant_conv.bias"] += 1
+        tensors[parts[change]] += 1
         save_tensors(copy, tensors)
     if change == "tokenizer":
         vocab = tmp_path / "moved.tokenizer" / "vocab.json"
         vocab.write_text(vocab.read_text().replace('"cat</w>"', '"tac</w>"'))
-    assert ARCHITECTURE.identity(ModelOptions(pretrained_model_name_or_path=str(copy), **more)) != ARCHITECTURE.identity(options)
+    changed = ModelOptions(pretrained_model_name_or_path=str(copy), **more)
+    pairs = [[getattr(ARCHITECTURE, name)(each) for each in (options, changed)] for name in ("latents_identity", "text_identity")]
+    assert tuple(before != after for before, after in pairs) == renews
 
 
 def test_metadata_names_and_hashes_the_files(small_sdxl_file: Path):

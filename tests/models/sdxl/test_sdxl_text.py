@@ -1,5 +1,6 @@
 """SDXL's text: vocabularies and where they are found, token ids, chunks, hidden states."""
 
+import copy
 import importlib.util
 import json
 import logging
@@ -79,6 +80,39 @@ def test_too_long_captions_are_said_once(tokenizers: list[Any], caplog: pytest.L
         for _ in range(2):
             text.tokenize(tokenizers, ["cat " * 100, "dog " * 100], 75)
     assert caplog.text.count("more than 75 tokens are cut") == 1
+
+
+# Weighted captions
+
+
+def test_weights_stand_at_the_words_in_the_brackets(tokenizers: list[Any]):
+    tokens = text.tokenize(tokenizers, ["a (red:1.5) cat", "dog"], 75, weighted=True)
+    plain = text.tokenize(tokenizers, ["a red cat", "dog"], 75)
+    for n in (1, 2):
+        assert torch.equal(tokens[f"ids_{n}"], plain[f"ids_{n}"])
+        weights = tokens[f"weights_{n}"]
+        assert weights.dtype is torch.float32 and weights.shape == plain[f"ids_{n}"].shape
+        assert weights[0, 0, :6].tolist() == [1, 1, 1.5, 1, 1, 1] and (weights != 1).sum() == 1
+
+
+def test_weights_are_cut_into_chunks_with_their_words(tokenizers: list[Any]):
+    weights = text.tokenize(tokenizers, ["(" + "cat " * 80 + ":2)" + "dog " * 100], 150, weighted=True)["weights_1"]
+    assert weights[0].tolist() == [[1, *[2] * 75, 1], [1, *[2] * 5, *[1] * 71]]
+
+
+def test_weights_are_in_the_tokens_only_when_asked_for(tokenizers: list[Any]):
+    assert set(text.tokenize(tokenizers, ["(cat)"], 75)) == set(text.IDS)
+
+
+def test_brackets_and_weights_are_not_counted_as_words(tokenizers: list[Any]):
+    captions = ["(cat:1.2) " * 76, r"\(cat\)", "()"]
+    assert text.overlong(tokenizers, captions, 75, weighted=True) == [1, 0, 0]
+    assert text.overlong(tokenizers, captions, 75)[0] > 76
+
+
+def test_an_empty_caption_can_be_weighted(tokenizers: list[Any]):
+    tokens = text.tokenize(tokenizers, ["", "()"], 75, weighted=True)
+    assert torch.equal(tokens["ids_1"][0], tokens["ids_1"][1]) and (tokens["weights_1"] == 1).all()
 
 
 def test_a_vocabulary_of_another_size_is_refused(encoders: list[nn.Module], small_sdxl_file: Path):
@@ -210,6 +244,28 @@ def test_the_pooled_vector_is_read_at_the_first_end_through_the_projection(encod
     tokens = text.tokenize(tokenizers, ["a red cat"], 75)
     last = encoder(tokens["ids_2"][:, 0]).last_hidden_state[:, 4]  # begin, a, red, cat, end
     torch.testing.assert_close(text.encode_text(encoders, tokens)["pooled"], last @ encoder.text_projection.weight.t())
+
+
+def test_weights_multiply_the_hidden_states_of_their_words_alone(encoders: list[nn.Module], tokenizers: list[Any]):
+    plain = encoded(encoders, tokenizers, "a red cat")
+    weighted = text.encode_text(encoders, text.tokenize(tokenizers, ["a (red:1.5) cat"], 75, weighted=True))
+    expected = plain["hidden_states"].clone()
+    expected[:, 2] *= 1.5
+    assert torch.equal(weighted["hidden_states"], expected)
+    assert torch.equal(weighted["pooled"], plain["pooled"])
+
+
+@pytest.mark.parametrize("length", [75, 225])
+def test_a_caption_without_brackets_is_the_same_with_weighting(encoders: list[nn.Module], tokenizers: list[Any], length: int):
+    plain = encoded(encoders, tokenizers, "cat " * 80, length)
+    weighted = text.encode_text(encoders, text.tokenize(tokenizers, ["cat " * 80], length, weighted=True))
+    assert all(torch.equal(weighted[key], plain[key]) for key in plain)
+
+
+def test_half_precision_states_stay_so_when_weighted(encoders: list[nn.Module], tokenizers: list[Any]):
+    tokens = text.tokenize(tokenizers, ["(cat)"], 75, weighted=True)
+    halves = [copy.deepcopy(encoder).bfloat16() for encoder in encoders]
+    assert text.encode_text(halves, tokens)["hidden_states"].dtype is torch.bfloat16
 
 
 def test_a_batch_gives_what_its_captions_give_alone(encoders: list[nn.Module], tokenizers: list[Any]):

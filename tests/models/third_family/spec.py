@@ -111,7 +111,10 @@ class Minute(MinuteNaming, Architecture):
     def predict(self, denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, text: TextStates, sizes: Sizes) -> Tensor:
         return denoiser(noisy, timesteps, text["states"])
 
-    def identity(self, options: Any) -> str:
+    def latents_identity(self, options: Any) -> str:
+        return f"minute {options.model_seed}"
+
+    def text_identity(self, options: Any) -> str:
         return f"minute {options.model_seed}"
 
     def metadata(self, options: Any) -> dict[str, str]:

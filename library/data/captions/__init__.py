@@ -1,0 +1,1 @@
+"""Captions: read from files, and made ready at each use."""

@@ -1,0 +1,1 @@
+"""What a run will see, found out before it starts: counts, duplicates, captions, costs; as text, JSON and a page of pictures."""
