@@ -15,9 +15,10 @@ logger = get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageEntry:
-    """One image of a dataset, as the run will use it."""
+    """One image of a dataset, as the run will use it. There may be many: folders and placements are shared objects."""
 
-    path: Path
+    folder: Path
+    name: str  # of the file in the folder
     size: Size  # as shown, before resizing
     placement: Placement
     repeats: int  # uses in an epoch
@@ -26,6 +27,11 @@ class ImageEntry:
     subset: int  # index within its dataset
     options: SubsetOptions
     mask: Path | None = None  # the image that says where the loss counts
+
+    @property
+    def path(self) -> Path:
+        """The image file."""
+        return self.folder / self.name
 
     @property
     def is_masked(self) -> bool:

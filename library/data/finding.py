@@ -43,7 +43,7 @@ def find_images(datasets: Sequence[Dataset], options: DataOptions, seed: int) ->
     for index in range(len(datasets)):
         own = [image for image in training if image.dataset == index]
         if own and all(image.options.is_reg for image in own):
-            reader.problems.append(f"{own[0].path.parent}: the dataset has regularisation images only; add a subset to train on")
+            reader.problems.append(f"{own[0].folder}: the dataset has regularisation images only; add a subset to train on")
         chosen += balanced(own)
     if not chosen and not reader.problems:
         reader.problems.append("no image is left to train on: all are held out for validation, too small, or unreadable")
@@ -78,10 +78,10 @@ def _large_enough(images: Sequence[ImageEntry], dataset: Dataset, subset: Subset
 
 def _never_held_out(training: Sequence[ImageEntry], validation: Sequence[ImageEntry]) -> list[ImageEntry]:
     """The training images without those that another subset holds out under the same path."""
-    folders = {folder: os.path.realpath(folder) for folder in {image.path.parent for image in [*training, *validation]}}
+    folders = {folder: os.path.realpath(folder) for folder in {image.folder for image in [*training, *validation]}}
 
     def place(image: ImageEntry) -> tuple[str, str]:
-        return folders[image.path.parent], image.path.name
+        return folders[image.folder], image.name
 
     held_out = {place(image) for image in validation}
     kept = [image for image in training if place(image) not in held_out]

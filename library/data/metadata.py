@@ -68,7 +68,7 @@ def tag_frequency(images: list[ImageEntry]) -> dict[str, dict[str, int]]:
     """Folder name -> tag -> how many captions have it. Captions are split at commas; tags are lower-cased."""
     folders: dict[str, Counter[str]] = {}
     for image in images:
-        tags = folders.setdefault(image.path.parent.name, Counter())
+        tags = folders.setdefault(image.folder.name, Counter())
         tags.update(tag for part in image.caption.replace("\n", ",").split(",") if (tag := part.strip().lower()))
     return {name: dict(tags) for name, tags in folders.items()}
 

@@ -34,9 +34,11 @@ class SubsetReader:
         captions = self._described(subset) if subset.metadata_file else self._captioned(subset)
         sizes = self._sizes(list(captions), subset)
         masks = self._masks(sizes, subset)
+        folders = {folder: folder for folder in _by_folder(sizes)}
         return [
             ImageEntry(
-                path=path,
+                folder=folders[path.parent],
+                name=path.name,
                 size=sizes[path],
                 placement=place(sizes[path], dataset.options),
                 repeats=subset.num_repeats,

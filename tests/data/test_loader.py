@@ -39,7 +39,7 @@ def described(images: list[tuple[int, int, int]], sizes: tuple[int, int]) -> Tra
     datasets = [Dataset(options=DatasetOptions(resolution=64, batch_size=size), subsets=(subset,), where={}) for size in sizes]
     entries = [
         ImageEntry(
-            path=Path(f"{n}.png"), size=(64, 64), placement=Placement(BUCKETS[bucket], BUCKETS[bucket]), repeats=repeats,
+            folder=Path("x"), name=f"{n}.png", size=(64, 64), placement=Placement(BUCKETS[bucket], BUCKETS[bucket]), repeats=repeats,
             caption=f"a, b, c, d, {n}", dataset=dataset, subset=0, options=subset,
         )
         for n, (dataset, bucket, repeats) in enumerate(images)

@@ -27,7 +27,8 @@ def entries(described: list[tuple[int, int, int]]) -> list[ImageEntry]:
     options = SubsetOptions(image_dir=Path("x"))
     return [
         ImageEntry(
-            path=Path(f"{n}.png"),
+            folder=Path("x"),
+            name=f"{n}.png",
             size=(64, 64),
             placement=Placement(BUCKETS[bucket], BUCKETS[bucket]),
             repeats=repeats,

@@ -63,7 +63,7 @@ class CachedLatents:
         """The file of a picture's own entry."""
         index, flipped = picture
         key = self.keys[flipped][index * KEY_BYTES : (index + 1) * KEY_BYTES]
-        return entry_path(self.images[index].path.parent, KIND, key)
+        return entry_path(self.images[index].folder, KIND, key)
 
 
 def fill_latents(
@@ -111,7 +111,7 @@ class _Filling:
     def on_disk(self, identity: str, npz: NpzLatents | None) -> CachedLatents:
         images, pictures = self.data.images, self._pictures()
         store = CachedLatents(images, keys=_keys(images, identity), npz=npz)
-        clean({image.path.parent for image in images})
+        clean({image.folder for image in images})
         found = states((store.path(picture) for picture in pictures), check=not self.data.options.skip_cache_check)
         missing = [picture for picture, state in zip(pictures, found, strict=True) if state == "missing"]
         if npz is not None and missing:
@@ -220,7 +220,7 @@ def _of_one_size(images: Sequence[ImageEntry], pictures: Iterable[Picture], most
 
 def _write(store: CachedLatents, picture: Picture, latents: Latents) -> None:
     tensors = {"latents": latents.latents} if latents.mask is None else latents._asdict()
-    write_entry(store.path(picture), tensors, {"image": store.images[picture[0]].path.name})
+    write_entry(store.path(picture), tensors, {"image": store.images[picture[0]].name})
 
 
 def _keys(images: Sequence[ImageEntry], identity: str) -> dict[bool, bytes]:

@@ -77,7 +77,7 @@ def latents_file(image: ImageEntry, npz: NpzLatents) -> Path:
 
 def find_latents(images: Sequence[ImageEntry], pictures: Iterable[Picture], npz: NpzLatents) -> dict[Picture, NpzNames]:
     """The pictures whose latents stand in sd-scripts' files; why others are not used is logged by reason and count."""
-    folders = _Folders(image.path.parent for image in images)
+    folders = _Folders(image.folder for image in images)
     found: dict[Picture, NpzNames] = {}
     shared: dict[NpzNames, NpzNames] = {}  # most have the same
     reasons: Counter[str] = Counter()
@@ -139,7 +139,7 @@ def _latent_names(path: Path, written: int, image: ImageEntry, flipped: bool, np
 
 def find_text(captions: Mapping[str, ImageEntry], npz: NpzText) -> dict[str, Path]:
     """The files of captions in sd-scripts' cache; why others are not used is logged by reason and count."""
-    folders = _Folders(image.path.parent for image in captions.values())
+    folders = _Folders(image.folder for image in captions.values())
     found: dict[str, Path] = {}
     reasons: Counter[str] = Counter()
     for caption, image in captions.items():

@@ -72,13 +72,13 @@ class CachedText:
 
     def add(self, captions: Mapping[str, ImageEntry]) -> dict[str, Path]:
         """Know captions, each with the image beside which its entry stands; the entries' files."""
-        folders = {folder: number for number, folder in enumerate(dict.fromkeys(image.path.parent for image in captions.values()))}
+        folders = {folder: number for number, folder in enumerate(dict.fromkeys(image.folder for image in captions.values()))}
         self.folders = list(folders)
         paths = {}
         for caption, image in captions.items():
             key = self.key(caption)
-            self.keys[key] = folders[image.path.parent]
-            paths[caption] = entry_path(image.path.parent, KIND, key)
+            self.keys[key] = folders[image.folder]
+            paths[caption] = entry_path(image.folder, KIND, key)
         return paths
 
     def key(self, caption: str) -> bytes:

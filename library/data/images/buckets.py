@@ -7,6 +7,7 @@ there (smaller than one step, with `bucket_no_upscale`), it is enlarged to one s
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from library.data.options import DatasetOptions, Size
 
@@ -42,8 +43,9 @@ def bucket_sizes(resolution: Size, shortest: int, longest: int, step: int) -> li
     return sorted(sizes)
 
 
+@lru_cache(maxsize=65536)
 def place(size: Size, options: DatasetOptions) -> Placement:
-    """The bucket of an image of `size`, and its size before the crop."""
+    """The bucket of an image of `size`, and its size before the crop; one object for all images of a size."""
     if not options.enable_bucket:
         return cover(size, options.size)
     if options.bucket_no_upscale:

@@ -98,7 +98,7 @@ def _said(seen: Seen, conflict: Conflict, count: int) -> Finding:
 
 def _wildcards_off(seen: Seen) -> Iterator[Finding]:
     """Choices in braces that the model would read as they stand."""
-    held = [image.path.name for image in seen.images if _CHOICE.search(image.caption)]
+    held = [image.name for image in seen.images if _CHOICE.search(image.caption)]
     if held and not seen.options.enable_wildcard:
         text = f"{seen.options.name}: captions with choices in braces, read as they stand without enable_wildcard: {len(held)}"
         yield finding("warning", "options", text, held[:10])

@@ -73,7 +73,7 @@ def caption_findings(images: Sequence[ImageEntry], facts: CaptionFacts) -> Itera
     groups: dict[str, list[str]] = {}
     for image in own:
         if image.caption and image.caption != image.options.class_tokens:
-            groups.setdefault(image.caption, []).append(image.path.name)
+            groups.setdefault(image.caption, []).append(image.name)
     shared = sorted(((caption, names) for caption, names in groups.items() if len(names) > 1), key=lambda each: -len(each[1]))
     if shared:
         count = sum(len(names) for _, names in shared)
