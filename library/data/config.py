@@ -209,6 +209,9 @@ def subset_problems(values: Mapping[str, Given], own: Mapping[str, Given], maske
         yield f"{values['conditioning_data_dir'].where}: ControlNets are not trained here; for loss masks add --masked_loss"
     if on("is_reg") and on("is_validation"):
         yield f"{values['is_validation'].where}: is_reg is set too; regularisation images are for training, keep one of the two"
+    marked = (on("custom_attributes") or {}).get("diff_output_preservation", False)
+    if not isinstance(marked, bool):
+        yield f"{values['custom_attributes'].where}: diff_output_preservation must be true or false, not {marked!r}"
     if "validation_split" in own and on("is_validation"):
         yield f"{own['validation_split'].where}: has no effect, with is_validation all images are for validation; remove it"
     if "validation_split" in own and on("is_reg"):

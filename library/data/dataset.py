@@ -15,7 +15,6 @@ from library.data.captions.composing import every_caption
 from library.data.config import Dataset
 from library.data.entries import ImageEntry
 from library.data.images.masks import pooled_mask
-from library.data.metadata import dataset_metadata
 from library.data.options import DataOptions, Size, SubsetOptions
 from library.data.order import BatchPlan, Sample, batch_count, epoch_order
 from library.data.views import Clock, View, Viewer, sizes_of_views
@@ -65,7 +64,7 @@ class TrainingData:
         self.validation: TrainingData | None = None  # the images held out, in fixed batches of their own
         self.latents: LatentStore | None = None  # set by `caches.fill_latents`
         self.text: TextStore | None = None  # set by `caches.fill_text`
-        self._viewer = Viewer(seed=seed, caption_variants=options.text_cache_variants)
+        self._viewer = Viewer(seed=seed, caption_variants=options.text_cache_variants if options.caches_text else 1)
         self._order: tuple[int, list[BatchPlan]] = (-1, [])
 
     @property
@@ -92,10 +91,6 @@ class TrainingData:
     def has_latents_in_memory(self) -> bool:
         """Are batches put together without reading files? Worker processes would then only cost."""
         return self.latents is not None and self.latents.in_memory
-
-    def metadata(self) -> dict[str, str]:
-        """The `ss_*` entries about the data (see `library.data.metadata`)."""
-        return dataset_metadata(self)
 
     def bucket_counts(self, dataset: int) -> dict[Size, int]:
         """Uses in an epoch by bucket, ascending."""

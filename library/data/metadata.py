@@ -3,14 +3,12 @@
 import json
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from library.data.dataset import TrainingData
 from library.data.entries import ImageEntry
 from library.data.images.buckets import Placement
 from library.data.options import SubsetOptions
-
-if TYPE_CHECKING:
-    from library.data.dataset import TrainingData
 
 RUN_ENTRIES = (
     "prior_loss_weight", "cache_latents", "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate",
@@ -25,7 +23,7 @@ SUBSET_ENTRIES = (
 )  # fmt: skip
 
 
-def dataset_metadata(data: "TrainingData") -> dict[str, str]:
+def dataset_metadata(data: TrainingData) -> dict[str, str]:
     """The entries about the data, all texts. With a dataset file `ss_datasets` holds them; without, each has its own entry."""
     entries: dict[str, Any] = {f"ss_{name}": getattr(data.options, name) for name in RUN_ENTRIES}
     entries["ss_cache_latents"] = data.options.caches_latents
@@ -43,7 +41,7 @@ def dataset_metadata(data: "TrainingData") -> dict[str, str]:
     return texts | {name: json.dumps(value) for name, value in folders.items()}
 
 
-def describe_dataset(data: "TrainingData", index: int) -> dict[str, Any]:
+def describe_dataset(data: TrainingData, index: int) -> dict[str, Any]:
     """One dataset of `ss_datasets`."""
     options = data.datasets[index].options
     images = [image for image in data.images if image.dataset == index]
@@ -73,14 +71,14 @@ def tag_frequency(images: list[ImageEntry]) -> dict[str, dict[str, int]]:
     return {name: dict(tags) for name, tags in folders.items()}
 
 
-def bucket_info(data: "TrainingData", index: int) -> dict[str, Any]:
+def bucket_info(data: TrainingData, index: int) -> dict[str, Any]:
     """The buckets of one dataset with their uses in an epoch, and the mean error of the aspect ratio by image."""
     buckets = {number: {"resolution": size, "count": count} for number, (size, count) in enumerate(data.bucket_counts(index).items())}
     errors = [_ratio_error(image.placement, image.size) for image in data.images if image.dataset == index]
     return {"buckets": buckets, "mean_img_ar_error": sum(errors) / max(1, len(errors))}
 
 
-def folder_counts(data: "TrainingData", *, is_reg: bool) -> dict[str, dict[str, int]]:
+def folder_counts(data: TrainingData, *, is_reg: bool) -> dict[str, dict[str, int]]:
     """Folder name -> repeats and images, of training or regularisation folders."""
     counts: dict[str, dict[str, int]] = {}
     for index, dataset in enumerate(data.datasets):
@@ -109,7 +107,7 @@ def _short_name(subset: SubsetOptions) -> str:
     return (subset.image_dir or subset.metadata_file or Path()).name
 
 
-def _single_entries(data: "TrainingData") -> dict[str, Any]:
+def _single_entries(data: TrainingData) -> dict[str, Any]:
     """What a run without a dataset file says in entries of their own."""
     options = data.datasets[0].options
     entries = {f"ss_{name}": getattr(data.options, name) for name in FOLDER_ENTRIES}
@@ -117,7 +115,7 @@ def _single_entries(data: "TrainingData") -> dict[str, Any]:
     return entries | {"ss_resolution": options.size, "ss_batch_size_per_device": options.batch_size}
 
 
-def _all_folders(data: "TrainingData") -> dict[str, dict[str, int]]:
+def _all_folders(data: TrainingData) -> dict[str, dict[str, int]]:
     return folder_counts(data, is_reg=False) | folder_counts(data, is_reg=True)
 
 

@@ -128,6 +128,11 @@ class SubsetOptions(SharedSubsetOptions):
         return (ending, ".txt") if ending == ".caption" else (ending,)
 
     @property
+    def caption_joint(self) -> str:
+        """What stands between parts that are joined: the separator, and a space where it does not end with one."""
+        return self.caption_separator if self.caption_separator[-1].isspace() else f"{self.caption_separator} "
+
+    @property
     def drops_captions(self) -> bool:
         """May a caption be emptied as a whole?"""
         return self.caption_dropout_rate > 0 or self.caption_dropout_every_n_epochs > 0

@@ -18,6 +18,7 @@ from library.core.fp8 import store_as_fp8
 from library.core.log import get_logger, set_up_logging
 from library.data.batch import Batch
 from library.data.dataset import TrainingData
+from library.data.metadata import dataset_metadata
 from library.data.options import DataOptions
 from library.diffusion.loss import LossOptions
 from library.inference.generate import Generator
@@ -275,7 +276,7 @@ def describe(run: Run, seed: int) -> dict[str, str]:
             epochs=run.length.epochs,
             batches_per_epoch=run.data.batches_per_epoch(run.accelerator.num_processes),
             model_entries=run.arch.metadata(run.options[run.arch.ModelOptions]),
-            data_entries=run.data.metadata(),
+            data_entries=dataset_metadata(run.data),
             resolution=run.data.resolution,
         )
     )

@@ -86,7 +86,7 @@ def _arranged(text: str, options: SubsetOptions, draw: random.Random, step: int)
     moves = options.shuffle_caption or options.caption_tag_dropout_rate > 0 or options.token_warmup_step > 0
     if moves or _is_marked(text, options):
         head, free, tail = _split(text, options)
-        text = f"{options.caption_separator} ".join([*head, *_drawn_parts(free, options, draw, step), *tail])
+        text = options.caption_joint.join([*head, *_drawn_parts(free, options, draw, step), *tail])
     if options.secondary_separator:
         text = text.replace(options.secondary_separator, options.caption_separator)
     return text
@@ -117,8 +117,8 @@ def _is_marked(text: str, options: SubsetOptions) -> bool:
 def _split(text: str, options: SubsetOptions) -> tuple[list[str], list[str], list[str]]:
     """The parts that stay at the start, the free ones, and those that stay at the end."""
     if _is_marked(text, options):
-        sections = text.split(str(options.keep_tokens_separator), 2)
-        head, free, *tail = [[part.strip() for part in section.split(options.caption_separator) if part.strip()] for section in sections]
-        return head, free, tail[0] if tail else []
+        sections = text.split(str(options.keep_tokens_separator))
+        head, free, *tails = [[part.strip() for part in section.split(options.caption_separator) if part.strip()] for section in sections]
+        return head, free, [part for tail in tails for part in tail]
     parts = [part.strip() for part in text.strip().split(options.caption_separator)]
     return parts[: options.keep_tokens], parts[options.keep_tokens :], []

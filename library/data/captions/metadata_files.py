@@ -82,11 +82,10 @@ class _Reader:
         caption, tags = self._text(entry, "caption"), self._text(entry, "tags")
         if caption is None or tags is None:
             return ""
-        separator = self.options.caption_separator
         lines = caption_lines(caption) or [""]
-        tags = _joined(caption_lines(tags), separator)
-        texts = [_joined([line, tags], separator) for line in (lines if self.options.enable_wildcard else lines[:1])]
-        if not any(texts) and not self.options.class_tokens:
+        tags = _joined(caption_lines(tags), self.options)
+        texts = [_joined([line, tags], self.options) for line in (lines if self.options.enable_wildcard else lines[:1])]
+        if not any(texts) and self.options.class_tokens is None:
             given = listing(entry.values) or "none"
             self.problems.append(f"{entry.where}: has neither caption nor tags (its keys: {given}); write one, or give class_tokens")
         return "\n".join(texts) or self.options.class_tokens or ""
@@ -138,10 +137,11 @@ class _Reader:
         self.problems.append(f"{entry.where}: {what}, not {json.dumps(value)[:60]}")
 
 
-def _joined(parts: list[str], separator: str) -> str:
+def _joined(parts: list[str], options: SubsetOptions) -> str:
     """The parts that are not empty, with one separator and a space between them."""
     parts = [part for part in parts if part]
-    return f"{separator} ".join([*(part.removesuffix(separator).rstrip() for part in parts[:-1]), *parts[-1:]])
+    separator = options.caption_separator.rstrip()
+    return options.caption_joint.join([*(part.removesuffix(separator).rstrip() for part in parts[:-1]), *parts[-1:]])
 
 
 class _Images:
