@@ -5,6 +5,7 @@ sources are reported together.
 """
 
 import argparse
+import io
 import sys
 import textwrap
 import tomllib
@@ -67,8 +68,11 @@ def parse_command_line(
 def run_script(main: Callable[[list[str]], object]) -> None:
     """Call `main` with the arguments; a `ValueError` is the user's to mend: exit status 2, the traceback only at log level DEBUG.
 
-    Ctrl-C ends with status 130.
+    Ctrl-C ends with status 130. What the screen's encoding lacks, such as an emoji in a file name, is printed as its code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:])
     except ValueError as error:

@@ -4,6 +4,8 @@ Which value wins: subset > dataset > general > command line > default. All mista
 """
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -80,7 +82,7 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
         return read_toml(path, "--dataset_config")
     try:
         text = path.read_text(encoding="utf-8-sig")
-        table = json.loads(text)
+        table = json.loads(text, object_pairs_hook=_unique)
     except FileNotFoundError:
         raise OptionError([f"--dataset_config {path}: no such file"]) from None
     except (OSError, ValueError) as error:
@@ -88,6 +90,15 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
     if not isinstance(table, dict):
         raise OptionError([f"--dataset_config {path}: must hold an object with 'general' and 'datasets'"])
     return table, text
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of the JSON file; `json` itself would take the last of two values."""
+    table = dict(pairs)
+    if len(table) < len(pairs):
+        twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        raise ValueError(f"the key '{twice[0]}' is there twice in one object")
+    return table
 
 
 class _Reader:
@@ -246,13 +257,13 @@ def _build(group: type, values: Mapping[str, Given]) -> Any:
 
 def _without_twins(subsets: list[SubsetOptions], where: str) -> tuple[SubsetOptions, ...]:
     """The subsets without those whose folder (or metadata file) an earlier one has, as sd-scripts does it."""
-    kept: dict[Path | None, SubsetOptions] = {}
+    kept: dict[str, SubsetOptions] = {}
     for subset in subsets:
-        key = subset.metadata_file or subset.image_dir
-        if key in kept:
-            logger.warning("%s: %s is named twice; the later subset is not used (raise num_repeats instead)", where, key)
+        place = os.path.realpath(subset.metadata_file or subset.name)
+        if place in kept:
+            logger.warning("%s: %s is named twice; the later subset is not used (num_repeats shows images more often)", where, subset.name)
         else:
-            kept[key] = subset
+            kept[place] = subset
     return tuple(kept.values())
 
 

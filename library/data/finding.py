@@ -38,6 +38,8 @@ def find_images(datasets: Sequence[Dataset], options: DataOptions, seed: int) ->
             held_out = _held_out(found, subset, seed)
             for image in _large_enough(found, dataset, subset):
                 (validation if image.path in held_out else training).append(image)
+    if reader.problems:
+        raise OptionError(dict.fromkeys(reader.problems))
     training = _never_held_out(training, validation)
     chosen: list[ImageEntry] = []
     for index in range(len(datasets)):
@@ -48,7 +50,7 @@ def find_images(datasets: Sequence[Dataset], options: DataOptions, seed: int) ->
     if not chosen and not reader.problems:
         reader.problems.append("no image is left to train on: all are held out for validation, too small, or unreadable")
     if reader.problems:
-        raise OptionError(reader.problems)
+        raise OptionError(dict.fromkeys(reader.problems))
     return Images(chosen, for_validation(validation))
 
 
@@ -77,14 +79,17 @@ def _large_enough(images: Sequence[ImageEntry], dataset: Dataset, subset: Subset
 
 
 def _never_held_out(training: Sequence[ImageEntry], validation: Sequence[ImageEntry]) -> list[ImageEntry]:
-    """The training images without those that another subset holds out under the same path."""
+    """The training images without those that another subset holds out: the same file, however it is spelled or linked to."""
+    if not validation:
+        return list(training)
     folders = {folder: os.path.realpath(folder) for folder in {image.folder for image in [*training, *validation]}}
 
     def place(image: ImageEntry) -> tuple[str, str]:
-        return folders[image.folder], image.name
+        return os.path.split(os.path.realpath(image.path)) if image.path.is_symlink() else (folders[image.folder], image.name)
 
     held_out = {place(image) for image in validation}
     kept = [image for image in training if place(image) not in held_out]
     if len(kept) < len(training):
-        logger.info("%d uses of images are left out of training: another dataset holds them out for validation", len(training) - len(kept))
+        left_out = sum(image.repeats for image in training) - sum(image.repeats for image in kept)
+        logger.info("%d uses of images are left out of training: another dataset or subset holds them out for validation", left_out)
     return kept

@@ -1,7 +1,10 @@
 """What a trained file says of its data: the `ss_*` entries of sd-scripts about datasets, tags, folders and buckets."""
 
 import json
+import os
 from collections import Counter
+from collections.abc import Container
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -11,32 +14,34 @@ from library.data.images.buckets import Placement
 from library.data.options import SubsetOptions
 
 RUN_ENTRIES = (
-    "prior_loss_weight", "cache_latents", "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate",
-    "face_crop_aug_range", "resize_interpolation", "validation_seed", "validation_split",
+    "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "face_crop_aug_range", "resize_interpolation",
+    "validation_seed", "validation_split",
 )  # fmt: skip
 FOLDER_ENTRIES = ("color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens")
 BUCKET_ENTRIES = ("enable_bucket", "bucket_no_upscale", "min_bucket_reso", "max_bucket_reso", "skip_image_resolution")
 SUBSET_ENTRIES = (
     "color_aug", "flip_aug", "random_crop", "shuffle_caption", "keep_tokens", "keep_tokens_separator", "secondary_separator",
     "enable_wildcard", "caption_prefix", "caption_suffix", "resize_interpolation", "face_crop_aug_range", "token_warmup_min",
-    "token_warmup_step", "alpha_mask", "custom_attributes",
+    "token_warmup_step", "caption_dropout_rate", "caption_dropout_every_n_epochs", "caption_tag_dropout_rate", "alpha_mask",
+    "custom_attributes", "is_validation", "validation_split", "validation_seed",
 )  # fmt: skip
 
 
 def dataset_metadata(data: TrainingData) -> dict[str, str]:
     """The entries about the data, all texts. With a dataset file `ss_datasets` holds them; without, each has its own entry."""
-    entries: dict[str, Any] = {f"ss_{name}": getattr(data.options, name) for name in RUN_ENTRIES}
+    entries: dict[str, Any] = {f"ss_{name}": _of_run(data, name) for name in RUN_ENTRIES}
+    entries["ss_prior_loss_weight"] = data.options.prior_loss_weight
     entries["ss_cache_latents"] = data.options.caches_latents
     entries["ss_num_train_images"] = data.num_train_images
     entries["ss_num_validation_images"] = len(data.validation.images) if data.validation is not None else 0
     entries["ss_num_reg_images"] = data.num_reg_images
-    folders = {"ss_tag_frequency": tag_frequency(data.images), "ss_dataset_dirs": folder_counts(data, is_reg=False)}
+    folders = {"ss_tag_frequency": tag_frequency(data.images), "ss_dataset_dirs": folder_counts(data, (False,))}
     if data.options.dataset_config is not None:
         described = [describe_dataset(data, index) for index in range(len(data.datasets))]
-        folders = {"ss_datasets": described, "ss_tag_frequency": folders["ss_tag_frequency"], "ss_dataset_dirs": _all_folders(data)}
+        folders = {"ss_datasets": described, "ss_tag_frequency": folders["ss_tag_frequency"], "ss_dataset_dirs": folder_counts(data)}
     else:
         entries |= _single_entries(data)
-        folders |= {"ss_reg_dataset_dirs": folder_counts(data, is_reg=True), "ss_bucket_info": bucket_info(data, 0)}
+        folders |= {"ss_reg_dataset_dirs": folder_counts(data, (True,)), "ss_bucket_info": bucket_info(data, 0)}
     texts = {name: str(value) for name, value in entries.items()}
     return texts | {name: json.dumps(value) for name, value in folders.items()}
 
@@ -63,11 +68,19 @@ def describe_dataset(data: TrainingData, index: int) -> dict[str, Any]:
 
 
 def tag_frequency(images: list[ImageEntry]) -> dict[str, dict[str, int]]:
-    """Folder name -> tag -> how many captions have it. Captions are split at commas; tags are lower-cased."""
+    """Folder name -> tag -> how many captions have it. Captions are split at commas; tags are lower-cased.
+
+    The caption of an image that several datasets have counts once.
+    """
     folders: dict[str, Counter[str]] = {}
+    places = {folder: os.path.realpath(folder) for folder in {image.folder for image in images}}
+    counted: set[tuple[str, str, str]] = set()
     for image in images:
-        tags = folders.setdefault(image.folder.name, Counter())
-        tags.update(tag for part in image.caption.replace("\n", ",").split(",") if (tag := part.strip().lower()))
+        key = places[image.folder], image.name, image.caption
+        if key not in counted:
+            counted.add(key)
+            tags = folders.setdefault(image.folder.name, Counter())
+            tags.update(tag for part in image.caption.replace("\n", ",").split(",") if (tag := part.strip().lower()))
     return {name: dict(tags) for name, tags in folders.items()}
 
 
@@ -78,14 +91,14 @@ def bucket_info(data: TrainingData, index: int) -> dict[str, Any]:
     return {"buckets": buckets, "mean_img_ar_error": sum(errors) / max(1, len(errors))}
 
 
-def folder_counts(data: TrainingData, *, is_reg: bool) -> dict[str, dict[str, int]]:
-    """Folder name -> repeats and images, of training or regularisation folders."""
+def folder_counts(data: TrainingData, is_reg: Container[bool] = (False, True)) -> dict[str, dict[str, int]]:
+    """Folder name -> repeats and images, of the training or regularisation folders; a second folder of a name becomes `name (2)`."""
+    images = Counter((image.dataset, image.subset) for image in data.images)
     counts: dict[str, dict[str, int]] = {}
     for index, dataset in enumerate(data.datasets):
         for number, subset in enumerate(dataset.subsets):
-            if subset.is_reg == is_reg and not subset.is_validation:
-                images = sum(image.dataset == index and image.subset == number for image in data.images)
-                counts[_short_name(subset)] = {"n_repeats": subset.num_repeats, "img_count": images}
+            if subset.is_reg in is_reg and not subset.is_validation:
+                counts[_free_name(_short_name(subset), counts)] = {"n_repeats": subset.num_repeats, "img_count": images[index, number]}
     return counts
 
 
@@ -103,8 +116,19 @@ def _describe_subset(subset: SubsetOptions, images: int) -> dict[str, Any]:
     return about | {"class_tokens": subset.class_tokens, "is_reg": subset.is_reg}
 
 
+def _of_run(data: TrainingData, name: str) -> Any:
+    """What all training subsets say, or the command line where they differ; `ss_datasets` has each of them."""
+    values = {getattr(subset, name) for dataset in data.datasets for subset in dataset.subsets if not subset.is_validation}
+    return values.pop() if len(values) == 1 else getattr(data.options, name)
+
+
 def _short_name(subset: SubsetOptions) -> str:
     return (subset.image_dir or subset.metadata_file or Path()).name
+
+
+def _free_name(name: str, taken: Container[str]) -> str:
+    numbered = (f"{name} ({number})" for number in count(2))
+    return next(free for free in chain([name], numbered) if free not in taken)
 
 
 def _single_entries(data: TrainingData) -> dict[str, Any]:
@@ -113,10 +137,6 @@ def _single_entries(data: TrainingData) -> dict[str, Any]:
     entries = {f"ss_{name}": getattr(data.options, name) for name in FOLDER_ENTRIES}
     entries |= {f"ss_{name}": getattr(options, name) for name in BUCKET_ENTRIES}
     return entries | {"ss_resolution": options.size, "ss_batch_size_per_device": options.batch_size}
-
-
-def _all_folders(data: TrainingData) -> dict[str, dict[str, int]]:
-    return folder_counts(data, is_reg=False) | folder_counts(data, is_reg=True)
 
 
 def _ratio_error(placement: Placement, size: tuple[int, int]) -> float:

@@ -54,10 +54,13 @@ class TomlPlaces:
                     table = ("datasets", datasets, subsets)
                 else:
                     table = (name,)
+                    parent, _, key = name.rpartition(".")
+                    wider: dict[str, Table] = {"datasets": ("datasets", datasets), "datasets.subsets": ("datasets", datasets, subsets)}
+                    self._lines.setdefault((wider.get(parent, (parent,)), key), number)
                 self._lines.setdefault((table, ""), number)
                 self._lines.setdefault(((), name), number)
-            elif key := _KEY.match(line):
-                self._lines.setdefault((table, key[1]), number)
+            elif match := _KEY.match(line):
+                self._lines.setdefault((table, match[1]), number)
 
     def _only_line(self, key: str) -> int | None:
         """The line of a key in inline tables, where it occurs only once."""

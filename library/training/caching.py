@@ -45,7 +45,7 @@ def cache_latents(arch: Architecture, vae: nn.Module, data: TrainingData, option
         fill_latents(
             data,
             encode,
-            identity=f"{arch.latents_identity(options[arch.ModelOptions])} {options[PrecisionOptions].weight_dtype}",
+            identity=f"{arch.latents_identity(options[arch.ModelOptions])} {next(vae.parameters()).dtype}",
             to_disk=choice.cache_latents_to_disk,
             batch_size=choice.vae_batch_size,
             shard=(accelerator.process_index, accelerator.num_processes),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
 
 from library.core.command_line import OptionSet
 from library.core.log import get_logger
@@ -47,9 +47,9 @@ def make_accelerator(options: OptionSet) -> Accelerator:
 
 
 def resolved_seed(seed: int | None) -> int:
-    """The seed of the run, drawn from the system and logged where the user gave none."""
+    """The seed of the run, drawn from the system and logged where the user gave none: once for all processes, which must all ask."""
     if seed is None:
-        seed = random.SystemRandom().randrange(2**32)
+        [seed] = broadcast_object_list([random.SystemRandom().randrange(2**32)])
         logger.info("seed %d (give --seed %d to repeat this run)", seed, seed)
     random.seed(seed)
     torch.manual_seed(seed)

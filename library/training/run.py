@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -96,10 +97,11 @@ def main(family: str, argv: list[str]) -> None:
 
 def plan_only(arch: Architecture, options: OptionSet) -> None:
     """Say what `train` would see, from the same options and data; one process does."""
-    state = PartialState()
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as the `Accelerator` of a run would find it
     set_up_logging(options[LogOptions].console_log_level, options[LogOptions].console_log_file, state.is_main_process)
+    seed = resolved_seed(options[RunOptions].seed)
     if state.is_main_process:
-        data = load_data(arch, options, resolved_seed(options[RunOptions].seed))
+        data = load_data(arch, options, seed)
         length = settle_length(options[RunOptions], data, state.num_processes)
         known = {"steps_per_epoch": length.steps_per_epoch, "steps": length.steps, "processes": state.num_processes}
         plan(arch, options, data, run=known, folder=Path(options[SaveOptions].output_dir))

@@ -1,5 +1,6 @@
 """Options are declared once and read strictly."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -139,3 +140,10 @@ def test_ctrl_c_ends_a_script_with_its_status_and_without_a_traceback(capsys: py
     with pytest.raises(SystemExit) as caught:
         run_script(interrupted)
     assert caught.value.code == 130 and capsys.readouterr().err == "\ninterrupted\n"
+
+
+def test_what_the_screen_cannot_show_is_printed_as_its_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", screen)
+    run_script(lambda argv: print("red \U0001f408", flush=True))
+    assert screen.buffer.getvalue() == b"red \\U0001f408\n"  # pyright: ignore[reportAttributeAccessIssue]

@@ -204,7 +204,7 @@ def test_shuffled_captions_are_drawn_from_the_variants_that_are_cached(make_fold
     text = one_subset(
         make_folder(caption="a, b, c, d, e, {n}"), subset="shuffle_caption = true\nnum_repeats = 6\ncaption_dropout_rate = 0.2"
     )
-    data = build(text, text_cache_variants=3)
+    data = build(text, cache_text_encoder_outputs=True, text_cache_variants=3)
     captions = encoded_captions(data)
     assert "" in captions and 4 < len(captions) <= 13
     for epoch in range(3):

@@ -1,5 +1,6 @@
 """Caches heal: what is cut, flipped, empty or foreign is found and encoded anew, and never trained on."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -128,6 +129,18 @@ def test_a_folder_that_cannot_be_written_to_is_named(make_folder, build):
     (folder / ".hadron_cache").write_text("in the way")
     with pytest.raises(ValueError, match=r"hadron_cache"):
         encoded_images(data)
+
+
+def test_a_disk_that_is_full_is_named_with_what_helps(make_folder, build, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    folder = make_folder()
+    data = build(one_subset(folder))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(ValueError, match=r"hadron_cache.*No space left.*keep the cache in memory: the option without _to_disk"):
+        encoded_images(data)
+    assert not list(folder.rglob("*.part"))
 
 
 def test_an_entry_comes_back_as_it_was_written(tmp_path):

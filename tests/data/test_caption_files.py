@@ -35,6 +35,12 @@ def test_only_wildcards_read_further_lines(tmp_path: Path):
     assert read_caption(tmp_path / "a.txt", every_line=True) == "one\ntwo"
 
 
+def test_only_line_ends_end_a_line(tmp_path: Path):
+    (tmp_path / "a.txt").write_bytes("a\x0bcat\x85on\u2028a mat\r\ntwo\rthree".encode())
+    assert read_caption(tmp_path / "a.txt", every_line=False) == "a\x0bcat\x85on\u2028a mat"
+    assert read_caption(tmp_path / "a.txt", every_line=True).split("\n")[1:] == ["two", "three"]
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_tells_the_encoding_and_is_not_part_of_the_caption(tmp_path: Path, encoding: str):
     (tmp_path / "a.txt").write_text("caf\u00e9\n\u732b", encoding=encoding)

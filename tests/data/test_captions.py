@@ -51,6 +51,12 @@ def test_the_keep_mark_holds_both_ends():
 
 def test_the_keep_mark_never_reaches_the_model():
     assert compose("a ||| b, c", keep_tokens_separator="|||") == "a, b, c"
+    assert compose("a ||| b ||| c ||| d", keep_tokens_separator="|||") == "a, b, c, d"
+
+
+def test_a_separator_that_ends_with_a_space_gets_no_second_one():
+    assert draws("a, b", caption_separator=", ", shuffle_caption=True) == {"a, b", "b, a"}
+    assert draws("a b", caption_separator=" ", shuffle_caption=True) == {"a b", "b a"}
 
 
 def test_tag_dropout_leaves_kept_parts():

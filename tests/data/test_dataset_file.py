@@ -170,7 +170,7 @@ keep_tokens = "many"
         ),
         (
             "[[datasets]]\n[[datasets.subset]]\na = 1",
-            "data.toml ([[datasets]] 1): unknown key 'subset'; did you mean 'subsets', as in [[datasets.subsets]]?",
+            "data.toml line 2 ([[datasets]] 1): unknown key 'subset'; did you mean 'subsets', as in [[datasets.subsets]]?",
         ),
         (
             "[[datasets]]\n[datasets.subsets]\na = 1",
@@ -205,6 +205,15 @@ keep_tokens = "many"
         ("[general]", "data.toml: has no [[datasets]]; add one, with a [[datasets.subsets]] that names an image_dir"),
         ("[[datasets]]", "data.toml line 1 ([[datasets]] 1): has no [[datasets.subsets]]; add one that names an image_dir"),
         (
+            "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n[datasets.subsets.custom_attribute]\nx = 1",
+            "data.toml line 4 ([[datasets.subsets]] 1.1): unknown key 'custom_attribute'; "
+            "did you mean 'custom_attributes' (allowed in [general], [[datasets]], [[datasets.subsets]])?",
+        ),
+        (
+            "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\ncustom_attributes = {diff_output_preservation = 'yes'}",
+            "data.toml line 4 ([[datasets.subsets]] 1.1): custom_attributes: diff_output_preservation must be true or false, not 'yes'",
+        ),
+        (
             "[[datasets]]\n[[datasets.subsets]]\nnum_repeats = 2",
             "data.toml line 2 ([[datasets.subsets]] 1.1): names no images; add image_dir = FOLDER, or metadata_file = FILE",
         ),
@@ -224,6 +233,11 @@ def test_json_mistakes_have_their_lines(tmp_path):
     ]
 
 
+def test_a_json_key_that_is_there_twice_is_named(tmp_path):
+    with pytest.raises(OptionError, match="the key 'datasets' is there twice in one object"):
+        read(tmp_path, '{"datasets": [], "datasets": [{"subsets": [{"image_dir": "a"}]}]}', "data.json")
+
+
 def test_broken_toml_is_named_with_its_place(tmp_path):
     with pytest.raises(ValueError, match=r"--dataset_config .*data\.toml: .*line 2"):
         read(tmp_path, "[general]\nflip_aug = yes")
@@ -241,7 +255,7 @@ def test_keys_of_sd_scripts_at_rest_are_taken(tmp_path):
 
 
 def test_a_folder_named_twice_in_a_dataset_is_used_once(tmp_path):
-    text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = 5"
+    text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\n[[datasets.subsets]]\nimage_dir = 'b/../a'\nnum_repeats = 5"
     (dataset,) = read(tmp_path, text)
     assert [subset.num_repeats for subset in dataset.subsets] == [1]
 

@@ -46,6 +46,12 @@ def test_missing_and_empty_folders_and_broken_images_are_reported_together(make_
     assert "missing: no such folder" in found
 
 
+def test_regularisation_is_not_blamed_for_training_images_that_cannot_be_read(make_folder, build, tmp_path):
+    text = one_subset(tmp_path / "missing") + f"[[datasets.subsets]]\nimage_dir = '{make_folder().as_posix()}'\nis_reg = true\n"
+    found = problems(build, text)
+    assert "missing: no such folder" in found and "regularisation images only" not in found
+
+
 def test_txt_captions_are_found_and_said_when_caption_is_the_default(make_folder, build, logs):
     data = build(one_subset(make_folder()))
     assert data.images[1].caption == "red, square, 1"

@@ -28,6 +28,18 @@ def test_two_datasets_of_one_folder_hold_out_the_same_images(make_folder, build)
     assert len(held_out) == 2 and not held_out & set(names(data.images))
 
 
+def test_an_image_that_is_held_out_is_not_trained_on_through_a_link(make_folder, build, logs):
+    folder = make_folder("a")
+    links = make_folder("b", sizes=())
+    for path in folder.iterdir():
+        (links / path.name).symlink_to(path)
+    text = one_subset(folder, subset="validation_split = 0.5") + one_subset(links, subset="num_repeats = 3")
+    data = build(text)
+    held_out = {image.name for image in data.validation.images}
+    assert len(held_out) == 2 and held_out.isdisjoint(image.name for image in data.images)
+    assert "6 uses of images are left out of training" in logs.text
+
+
 def test_validation_images_are_seen_once_and_always_alike(make_folder, build):
     drawn = "flip_aug = true\nshuffle_caption = true\ncaption_dropout_rate = 1.0\nrandom_crop = true\nnum_repeats = 5"
     data = build(one_subset(make_folder(sizes=[(64, 96)] * 4), subset=f"{drawn}\nvalidation_split = 0.5"))
@@ -83,6 +95,14 @@ def test_every_image_without_a_mask_is_named(make_folder, build):
     with pytest.raises(OptionError) as caught:
         build(one_subset(folder, subset=f"conditioning_data_dir = '{masks}'"), masked_loss=True)
     assert [problem.split(":")[0].split("/")[-1] for problem in caught.value.problems] == ["002.png", "003.png"]
+
+
+def test_two_masks_of_one_name_are_said(make_folder, build, logs):
+    folder, masks = make_folder(), make_folder("masks", caption=None)
+    (masks / "000.jpg").write_bytes((masks / "000.png").read_bytes())
+    data = build(one_subset(folder, subset=f"conditioning_data_dir = '{masks.as_posix()}'"), masked_loss=True)
+    assert data.images[0].mask == masks / "000.png"
+    assert "1 masks are not used, as another has the same name: 000.jpg" in logs.text
 
 
 def test_a_mask_of_another_shape_is_named_before_training(make_folder, build):

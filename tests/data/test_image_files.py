@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, features
 
-from library.data.images import files as image_files
 from library.data.file_index import FileIndex
+from library.data.images import files as image_files
 from library.data.images.files import check_whole, files_in, image_endings, measure, read_rgb, read_size, tail_problem, unread_endings
 
 HAS_AVIF = features.check("avif") is True

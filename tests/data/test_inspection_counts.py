@@ -96,6 +96,13 @@ def test_the_size_of_the_latent_cache_is_that_of_the_tensors_written(make_folder
     assert (foreseen.latent_entries, foreseen.latent_bytes) == (len(sizes), sum(sizes))
 
 
+def test_images_with_and_without_their_mask_are_two_entries_of_the_latent_cache(make_folder, build):
+    folder = make_folder(sizes=[(64, 64)] * 2)
+    data = build(one_subset(folder, subset="alpha_mask = true") + f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{folder}'\n")
+    foreseen = cache_facts(data, MODEL, cut=None)
+    assert (foreseen.latent_entries, foreseen.latent_bytes) == (4, 2 * (3 + 4) * 8 * 8 * 4)
+
+
 def test_a_cache_that_the_options_forbid_has_no_size(make_folder, build):
     data = build(one_subset(make_folder(), subset="random_crop = true\nshuffle_caption = true"))
     found = cache_facts(data, MODEL, cut=None)

@@ -101,5 +101,11 @@ def test_pairs_across_a_border_look_alike_directly():
     assert crossing_pairs(prints, group, set()) == []
 
 
+def test_across_a_border_each_picture_is_named_with_one_other_however_many_there_are():
+    prints = Prints([fingerprint(scene(1))] * (2 * BLOCK))
+    inside = set(range(BLOCK))
+    assert crossing_pairs(prints, Group(tuple(range(2 * BLOCK))), inside) == [(one, BLOCK) for one in range(BLOCK)]
+
+
 def test_no_pictures_have_no_groups():
     assert near_groups(Prints([])) == []

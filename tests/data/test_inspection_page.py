@@ -144,6 +144,12 @@ def test_a_report_with_errors_alone_is_written_too():
     assert text.splitlines() == ["1 error, 0 warnings, 0 notes", "", "errors", "- data.toml line 3: wrong"]
 
 
+@pytest.mark.parametrize("name", ["report.html", "report.json"])
+def test_a_file_name_that_is_not_unicode_is_written_as_its_code(tmp_path: Path, name: str):
+    write_report(Report(findings=(finding("error", "images", "bad\udcff.png: cannot be read"),)), tmp_path / name, None)
+    assert "bad\\udcff.png" in (tmp_path / name).read_text(encoding="utf-8")
+
+
 def test_json_holds_every_number_of_the_report(make_folder, build, tmp_path: Path):
     report = survey(build(one_subset(make_folder(), subset="validation_split = 0.5")), [], run={"steps": 7})
     write_report(report, tmp_path / "r.json", None)

@@ -87,6 +87,14 @@ def test_tags_follow_the_caption(pictures: Path):
     assert caption(pictures, {"caption": "a cat", "tags": "red, small"}) == "a cat, red, small"
     assert caption(pictures, {"caption": "a cat ,", "tags": "red,"}) == "a cat, red,"
     assert caption(pictures, {"caption": "a cat", "tags": "red; small"}, caption_separator=";") == "a cat; red; small"
+    assert caption(pictures, {"caption": "a cat,", "tags": "red, small"}, caption_separator=", ") == "a cat, red, small"
+
+
+def test_half_a_character_is_named(pictures: Path):
+    assert problems(pictures, {"a": {"caption": "cat \ud83d"}}) == [
+        "'a': caption has half of a character (a lone surrogate); write that character anew"
+    ]
+    assert caption(pictures, {"caption": "cat \ud83d\ude00"}) == "cat \U0001f600"
 
 
 def test_caption_or_tags_alone_will_do(pictures: Path):
@@ -105,6 +113,7 @@ def test_without_wildcards_the_first_line_keeps_the_tags(pictures: Path):
 
 def test_an_image_without_text_gets_the_class_tokens_or_is_named(pictures: Path):
     assert caption(pictures, {"tags": " "}, class_tokens="sks cat") == "sks cat"
+    assert caption(pictures, {}, class_tokens="") == ""
     assert problems(pictures, {"a": {"captoin": "x"}, "b": {}}) == [
         "'a': has neither caption nor tags (its keys: captoin); write one, or give class_tokens",
         "'b': has neither caption nor tags (its keys: none); write one, or give class_tokens",

@@ -1,6 +1,7 @@
 """sd-scripts' caches beside the images: used in place where all that they say fits, else encoded anew and counted by reason."""
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -126,10 +127,60 @@ def test_a_file_that_cannot_be_read_is_encoded_anew(make_folder, build, logs, br
     assert "1 not readable (BadZipFile)" in logs.text
 
 
-def test_pickled_arrays_are_not_read(make_folder, build):
-    data = build(dataset(make_folder(sizes=[SIZE] * 2)))
-    write_latents(data, change=lambda arrays: arrays.update(original_size=np.array([{}, {}], dtype=object)))
+def test_an_encrypted_file_is_encoded_anew(make_folder, build, logs):
+    data = build(dataset(make_folder(sizes=[SIZE] * 3)))
+    path = write_latents(data)[1]
+    raw = bytearray(path.read_bytes())
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # of each entry, and of each line of the directory
+        for found in re.finditer(re.escape(start), bytes(raw)):
+            raw[found.start() + flags] |= 1
+    path.write_bytes(raw)
     assert encoded_images(data, npz=LATENTS) == 2
+    assert "1 not readable (RuntimeError)" in logs.text
+
+
+PICKLED = {
+    "original_size": lambda arrays: np.array([{}, {}], dtype=object),
+    "latents": lambda arrays: arrays["latents"].astype(object),
+}
+
+
+@pytest.mark.parametrize("name", PICKLED)
+def test_pickled_arrays_are_not_read(make_folder, build, name):
+    data = build(dataset(make_folder(sizes=[SIZE] * 2)))
+    write_latents(data, change=lambda arrays: arrays.update({name: PICKLED[name](arrays)}))
+    encoded_images(data, npz=LATENTS)
+    plain = Vae()(build(dataset(data.images[0].path.parent)).batch(0, 0).pixels)
+    torch.testing.assert_close(data.batch(0, 0).latents, plain)
+
+
+def test_a_link_to_nothing_is_no_cache(make_folder, build):
+    folder = make_folder(sizes=[SIZE] * 2)
+    data = build(dataset(folder))
+    write_latents(data)
+    (folder / "gone.npz").symlink_to(folder / "nowhere")
+    assert encoded_images(data, npz=LATENTS) == 1
+
+
+def test_an_image_that_sd_scripts_saw_upside_down_is_encoded_anew(make_folder, build, logs):
+    folder = make_folder(sizes=[SIZE] * 3)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(noise(SIZE, 1)).save(folder / "001.png", exif=exif)
+    data = build(dataset(folder))
+    write_latents(data)
+    assert encoded_images(data, npz=LATENTS) == 2
+    assert "1 made from an image that lies on its side or its head" in logs.text
+
+
+def test_latents_that_are_not_finite_are_named_when_they_are_read(make_folder, build):
+    data = build(dataset(make_folder(sizes=[SIZE] * 3)))
+    path = write_latents(data)[1]
+    with np.load(path) as arrays:
+        np.savez(path, **{**arrays, "latents": arrays["latents"] * np.nan})
+    encoded_images(data, npz=LATENTS)
+    with pytest.raises(ValueError, match=f"{path.name}: .* not finite"):
+        data.latents.latents(1, False)
 
 
 def test_files_of_another_vae_are_not_used(make_folder, build, logs):

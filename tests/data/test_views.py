@@ -17,6 +17,12 @@ def test_a_caption_has_as_many_forms_as_asked_and_all_of_them_are_known_before(m
     assert captions(data) == set(data.captions_to_cache())
 
 
+def test_without_a_text_cache_captions_are_drawn_freely(make_folder, build):
+    folder = make_folder(sizes=[(64, 64)], caption="a, b, c, d, e, f")
+    data = build(one_subset(folder, subset="shuffle_caption = true"), text_cache_variants=3)
+    assert len(captions(data)) > 3
+
+
 def test_the_text_cache_knows_every_caption_that_wildcards_make(make_folder, build):
     folder = make_folder(sizes=[(64, 64)], caption="a {{red|blue}} {{cat|dog}}")
     data = build(one_subset(folder, subset="enable_wildcard = true\ncaption_dropout_rate = 0.3"), cache_text_encoder_outputs=True)

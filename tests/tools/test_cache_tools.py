@@ -77,10 +77,19 @@ def test_the_family_must_be_named(given: list[str]) -> None:
 
 
 @pytest.mark.slow
-def test_two_launched_processes_share_the_work(family: str, command: list[str], dataset: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_cpu_threads_per_process", "1",
-              "--main_process_port", "0", "-m", "tools.cache_latents", f"--family={family}"]  # fmt: skip
-    done = subprocess.run([*launch, *command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo's launcher is not reliable there")
+def test_two_launched_processes_fill_one_cache_without_a_seed(family: str, command: list[str], dataset: Path) -> None:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tools.cache_latents"]
+    at = command.index("--seed")
+    given = [f"--family={family}", *command[:at], *command[at + 2 :]]
+    done = subprocess.run([*launch, *given], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert len(list((dataset.parent / "images" / ".hadron_cache").glob("latents-*.safetensors"))) == 4 * 2 + 1
+
+
+def test_the_dtype_of_the_other_models_renews_no_latents(family: str, command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--mixed_precision", "bf16"]):
+        AcceleratorState._reset_state(reset_partial_state=True)
+        main("latents", ["--family", family, *command, "--no_half_vae", *more])
+    assert cached(capsys.readouterr().err)[2:] == [("latents", 8, 0), ("validation latents", 1, 0)]

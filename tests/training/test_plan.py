@@ -1,6 +1,9 @@
 """`--plan`: what a run would see, from the same options, with nothing loaded and nothing trained."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +104,15 @@ def test_the_script_plans_and_makes_nothing(sdxl: SmallFamily, images: Path, tmp
     main("sdxl", [*argv, "--output_dir", str(tmp_path / "out"), "--max_train_epochs", "3", "--plan"])
     assert capsys.readouterr().out.startswith("5 images, 5 uses and 4 batches an epoch, 4 steps an epoch, 12 steps in all\n")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="gloo's launcher is not reliable there")
+def test_of_two_processes_one_plans_for_both(sdxl: SmallFamily, images: Path, tmp_path: Path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "sdxl_train_network.py"]
+    run = [*sdxl.files, "--dataset_config", str(images / "dataset.toml"), "--network_module", "networks.loha", "--plan"]
+    command = [*launch, *run, "--max_train_epochs", "3", "--output_dir", str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "ACCELERATE_USE_CPU": "true"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("5 images, 5 uses and 4 batches an epoch, 2 steps an epoch, 6 steps in all, 2 processes\n")
+    assert done.stdout.count(" images, 5 uses") == 1

@@ -54,7 +54,10 @@ def write_entry(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, s
     """Write an entry atomically, with a checksum. Raises `ValueError` naming the path where the system refuses."""
     packed = pack(tensors, lambda _, tensor: tensor.dtype)
     said = [(entry.name, CODES[entry.dtype], tuple(entry.shape)) for entry in packed.entries]
-    packed.write(path, {**facts, CHECKSUM: _checksum(packed.body.numpy().data, said, facts)})
+    try:
+        packed.write(path, {**facts, CHECKSUM: _checksum(packed.body.numpy().data, said, facts)})
+    except ValueError as error:
+        raise ValueError(f"{error}; mend that, or keep the cache in memory: the option without _to_disk") from error
 
 
 def read_entry(path: Path) -> Entry:

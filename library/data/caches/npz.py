@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +19,16 @@ import torch
 from torch import Tensor
 
 from library.core.log import get_logger, warn_once
-from library.core.tensor_file import listing
+from library.core.tensor_file import is_finite, listing
 from library.data.batch import TextStates
 from library.data.captions.files import caption_file
 from library.data.entries import ImageEntry
+from library.data.images.files import is_stored_upright
 from library.data.options import Size
 
 logger = get_logger(__name__)
 Arrays = Mapping[str, np.ndarray]
-_BROKEN = (OSError, ValueError, EOFError, KeyError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_BROKEN = (OSError, ValueError, EOFError, KeyError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,6 +106,8 @@ def read_latents(image: ImageEntry, names: NpzNames, npz: NpzLatents, flipped: b
     with _opened(latents_file(image, npz)) as arrays:
         latents = npz.ready(torch.from_numpy(arrays[names.latents].astype(np.float32)))
         mask = None if names.mask is None else torch.from_numpy(arrays[names.mask].astype(np.float32))
+        if not is_finite(latents):
+            raise ValueError("its latents are not finite")
     return latents, mask.flip(1) if mask is not None and flipped else mask
 
 
@@ -114,6 +117,8 @@ def _latent_names(path: Path, written: int, image: ImageEntry, flipped: bool, np
         return "older than their image"
     if image.mask is not None:
         return "without the mask of conditioning_data_dir"
+    if not is_stored_upright(image.path):  # sd-scripts knows no EXIF orientation
+        return "made from an image that lies on its side or its head"
     width, height = (side // npz.pixels for side in image.placement.bucket)
     with zipfile.ZipFile(path) as file:
         stored = set(file.namelist())
@@ -162,7 +167,10 @@ def find_text(captions: Mapping[str, ImageEntry], npz: NpzText) -> dict[str, Pat
 def read_text(path: Path, npz: NpzText) -> TextStates:
     """The states of one caption, without the batch dimension. Raises `ValueError` for a damaged file."""
     with _opened(path) as arrays:
-        return npz.ready(arrays)
+        states = npz.ready(arrays)
+        if bad := [name for name, state in states.items() if not is_finite(state)]:
+            raise ValueError(f"its {listing(bad)} are not finite")
+        return states
 
 
 def _text_problem(path: Path, written: int, caption: str, image: ImageEntry, npz: NpzText) -> str | None:
@@ -193,8 +201,12 @@ class _Folders:
     def __init__(self, folders: Iterable[Path]) -> None:
         self._times: dict[Path, dict[str, int]] = {}
         for folder in set(folders):
+            times = self._times[folder] = {}
             with os.scandir(folder) as entries:
-                self._times[folder] = {entry.name: entry.stat().st_mtime_ns for entry in entries if entry.name.endswith(".npz")}
+                for entry in entries:
+                    if entry.name.endswith(".npz"):
+                        with suppress(FileNotFoundError):  # a link to nothing, or a file removed just now
+                            times[entry.name] = entry.stat().st_mtime_ns
 
     def written(self, path: Path) -> int | None:
         """The time in nanoseconds, or None for a file that is not there."""
@@ -214,11 +226,14 @@ def _opened(path: Path) -> Iterator[Arrays]:
 
 
 def _shape(file: zipfile.ZipFile, name: str) -> tuple[int, ...]:
-    """The shape of an array, by its header."""
+    """The shape of an array, by its header. Raises `ValueError` for one that does not hold numbers."""
     with file.open(f"{name}.npy") as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        return read(stream)[0]
+        shape, _, dtype = read(stream)
+    if dtype.kind not in "biuf":
+        raise ValueError(f"{name} is of type {dtype}")
+    return shape
 
 
 def _small(file: zipfile.ZipFile, name: str) -> Size:

@@ -55,7 +55,8 @@ def read_caption(path: Path, every_line: bool) -> str:
 
 def caption_lines(text: str) -> list[str]:
     """The lines with text, without space around them."""
-    return [line.strip() for line in text.splitlines() if line.strip()]
+    lines = re.split(r"\r\n?|\n", text)  # `splitlines` would also cut at form feeds and the like
+    return [line.strip() for line in lines if line.strip()]
 
 
 def decoded(data: bytes) -> tuple[str, str]:

@@ -7,6 +7,7 @@ or from the working directory), or a file name without its ending somewhere in `
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ from library.data.images.files import files_in, image_endings, unread_endings
 from library.data.options import Size, SubsetOptions
 
 logger = get_logger(__name__)
+_HALF = re.compile(r"[\ud800-\udfff]")  # of a character that JSON writes as two; alone it is no text
 KEYS = ("image_path", "caption", "tags", "image_size", "width", "height")
 
 
@@ -94,6 +96,8 @@ class _Reader:
         """A text of the entry, empty where it has none, or None where it is something else."""
         value = entry.values.get(name)
         if value is None or isinstance(value, str):
+            if value and _HALF.search(value):
+                self.problems.append(f"{entry.where}: {name} has half of a character (a lone surrogate); write that character anew")
             return value or ""
         self._wrong(entry, f"{name} must be a text", value)
         return None

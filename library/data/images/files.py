@@ -14,7 +14,7 @@ from PIL import Image, features
 from library.core.log import get_logger
 from library.core.tensor_file import listing
 from library.data.file_index import FileIndex
-from library.data.images.layers import Layers, layers_of, upright_size
+from library.data.images.layers import Layers, layers_of, orientation, upright_size
 from library.data.images.tails import tail_problem
 from library.data.options import Size
 
@@ -66,6 +66,11 @@ def read_rgb(path: Path) -> Image.Image:
 def read_mask(path: Path) -> Image.Image:
     """A mask (mode L): the red channel of an upright image as stored, whatever its profile; what is transparent is 0."""
     return _reading(path, partial(layers_of, path=path, as_srgb=False)).seen_red()
+
+
+def is_stored_upright(path: Path) -> bool:
+    """Is an image shown as it is stored, not turned or mirrored by its EXIF orientation? Raises `ValueError` as `read_size` does."""
+    return _reading(path, orientation) == 1
 
 
 def check_whole(path: Path) -> None:

@@ -49,8 +49,9 @@ def _leaks(looks: Sequence[Look], sources: Mapping[Path, Source], prints: Prints
     held_out = {position for position, look in enumerate(looks) if sources[look.path].validates}
     pairs = [pair for group in near for pair in crossing_pairs(prints, group, held_out)]
     if pairs:
-        count = len({one for one, _ in pairs})
-        text = f"validation images that are trained on too, or look like one that is: {count} of {len(held_out)}; their loss says little"
+        text = (
+            f"validation images that are trained on too, or look like one that is: {len(pairs)} of {len(held_out)}; their loss says little"
+        )
         yield finding("warning", "leak", text, (_pair_line(looks[one], looks[other]) for one, other in pairs[:SHOWN]))
 
 

@@ -117,7 +117,7 @@ def _pictures(data: TrainingData, sources: Sequence[TrainingData], model: ModelF
     if cache_problems(data.datasets, _asking_for(data.options, "cache_latents")):
         return None
     return {
-        (image.path, image.placement, flipped): _latent_bytes(image, model)
+        (image.path, image.placement, image.mask, image.options.alpha_mask, flipped): _latent_bytes(image, model)
         for source in sources
         for image in source.images
         for flipped in ((False, True) if image.options.flip_aug else (False,))

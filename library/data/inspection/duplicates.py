@@ -62,12 +62,18 @@ def near_groups(prints: Prints) -> list[Group]:
 
 
 def crossing_pairs(prints: Prints, group: Group, inside: set[int]) -> list[tuple[int, int]]:
-    """The pairs of a group that look alike directly and of which the first only is one of `inside`."""
-    pairs = [(one, other) for one in group.members if one in inside for other in group.members if other not in inside]
-    if not pairs:
-        return []
-    first, second = np.array(pairs).T
-    return [pair for pair, alike in zip(pairs, prints.are_alike(first, second), strict=True) if alike]
+    """Each member of a group that is one of `inside`, with the first of the others that it looks like directly, if there is one."""
+    others = np.array([other for other in group.members if other not in inside], dtype=np.int64)
+    found = ((one, _first_alike(prints, one, others)) for one in group.members if one in inside)
+    return [(one, other) for one, other in found if other is not None]
+
+
+def _first_alike(prints: Prints, one: int, others: np.ndarray) -> int | None:
+    for some in (others[start : start + BLOCK] for start in range(0, len(others), BLOCK)):
+        alike = prints.are_alike(np.full(len(some), one), some)
+        if alike.any():
+            return int(some[alike.argmax()])
+    return None
 
 
 def _near_pairs(prints: Prints, start: int) -> tuple[np.ndarray, np.ndarray]:

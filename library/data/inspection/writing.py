@@ -30,6 +30,6 @@ def write_report(report: Report, path: Path, data: TrainingData | None, *, sampl
     else:
         text = report_html(report, contact_sheets(data, samples) if data is not None else (), title)
     try:
-        write_text(path, text)
+        write_text(path, text.encode("utf-8", "backslashreplace").decode())  # a file's name need not be Unicode
     except OSError as error:
         raise ValueError(f"{path}: cannot be written ({error.strerror or error})") from error
