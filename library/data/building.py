@@ -57,7 +57,7 @@ def _describe(data: TrainingData) -> None:
         logger.info("validation: %d images, in none of these batches", len(data.validation.images))
     for index, dataset in enumerate(data.datasets):
         counts = ", ".join(f"{width}x{height}: {count}" for (width, height), count in data.bucket_counts(index).items())
-        logger.info("dataset %d: batch size %d, %s", index + 1, dataset.options.batch_size, counts)
+        logger.info("dataset %d: batch size %d, %s", index + 1, dataset.options.batch_size, counts or "for validation only")
 
 
 def _tell_missing_faces(data: TrainingData) -> None:

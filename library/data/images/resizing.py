@@ -35,7 +35,7 @@ def resize(image: Image.Image, size: Size, interpolation: str | None = None) -> 
     if interpolation is None:
         interpolation = "area" if size[0] < image.size[0] and size[1] < image.size[1] else "lanczos"
     resampling = INTERPOLATIONS[interpolation]
-    return _by_area(np.asarray(image), size) if resampling is None else np.asarray(image.resize(size, resampling))
+    return _by_area(np.array(image), size) if resampling is None else np.asarray(image.resize(size, resampling))
 
 
 def resize_mask(mask: Image.Image, size: Size) -> np.ndarray:
