@@ -144,10 +144,13 @@ class _Reader:
             self.problems += subset_problems(values | subset, subset, self.masked_loss)
         if len(self.problems) > before:
             return None
-        subsets = [_build(SubsetOptions, values | subset) for subset in given]
+        subsets = _used([_build(SubsetOptions, values | subset) for subset in given], where)
+        if not subsets:
+            self.problems.append(f"{where}: num_repeats = 0 leaves all of its subsets out; remove the dataset")
+            return None
         return Dataset(
             options=_build(DatasetOptions, values),
-            subsets=_without_twins(subsets, where),
+            subsets=subsets,
             where={key: item.where for key, item in values.items()},
         )
 
@@ -255,12 +258,14 @@ def _build(group: type, values: Mapping[str, Given]) -> Any:
     return group(**{key: item.value for key, item in values.items() if key in names})
 
 
-def _without_twins(subsets: list[SubsetOptions], where: str) -> tuple[SubsetOptions, ...]:
-    """The subsets without those whose folder (or metadata file) an earlier one has, as sd-scripts does it."""
+def _used(subsets: list[SubsetOptions], where: str) -> tuple[SubsetOptions, ...]:
+    """The subsets without those that repeat nothing, or whose folder (or metadata file) an earlier one has, as in sd-scripts."""
     kept: dict[str, SubsetOptions] = {}
     for subset in subsets:
         place = os.path.realpath(subset.metadata_file or subset.name)
-        if place in kept:
+        if subset.num_repeats == 0:
+            logger.warning("%s: %s is left out (num_repeats = 0)", where, subset.name)
+        elif place in kept:
             logger.warning("%s: %s is named twice; the later subset is not used (num_repeats shows images more often)", where, subset.name)
         else:
             kept[place] = subset

@@ -26,7 +26,7 @@ ELSEWHERE = {
 """Keys of sd-scripts' dataset code that no dataset file may hold, and why; those of `DataOptions` are known besides."""
 
 LIMITS: dict[str, tuple[float, float]] = {
-    "batch_size": (1, 65536), "num_repeats": (1, 1_000_000), "keep_tokens": (0, 10_000), "caption_dropout_rate": (0, 1),
+    "batch_size": (1, 65536), "num_repeats": (0, 1_000_000), "keep_tokens": (0, 10_000), "caption_dropout_rate": (0, 1),
     "caption_dropout_every_n_epochs": (0, 1_000_000), "caption_tag_dropout_rate": (0, 1), "min_bucket_reso": (1, 65536),
     "max_bucket_reso": (1, 65536), "bucket_reso_steps": (1, 65536), "vae_batch_size": (1, 65536),
     "text_encoder_batch_size": (1, 65536), "max_data_loader_n_workers": (0, 1024), "prior_loss_weight": (0, 1_000_000),
@@ -108,7 +108,7 @@ class SubsetOptions(SharedSubsetOptions):
     metadata_file: Path | None = option(
         None, help="file (.json, .jsonl) that lists images with captions and tags, in place of caption files"
     )
-    num_repeats: int = option(1, help="how often an epoch shows each image")
+    num_repeats: int = option(1, help="how often an epoch shows each image; 0 leaves the subset out")
     class_tokens: str | None = option(None, help="caption of images without a caption file")
     is_reg: bool = option(False, help="regularisation images: balanced against the others, loss times prior_loss_weight")
     is_validation: bool = option(False, help="images for validation only")

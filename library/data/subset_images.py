@@ -91,8 +91,8 @@ class SubsetReader:
                 index.save()
         if skips and bad:
             logger.warning("%s: %d images cannot be read and are left out:\n%s", subset.name, len(bad), "\n".join(bad))
-        elif not skips:
-            self.problems += _shortened(bad)
+        else:
+            self.problems += bad
         return sizes
 
     def _masks(self, sizes: Mapping[Path, Size], subset: SubsetOptions) -> dict[Path, Path]:

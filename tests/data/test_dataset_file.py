@@ -75,7 +75,7 @@ flip_augg = true
 resolution = "big"
 batch_size = 0
 [[datasets.subsets]]
-num_repeats = 0
+num_repeats = -1
 image_dir = "a"
 [[datasets.subsets]]
 image_dir = "b"
@@ -184,7 +184,7 @@ keep_tokens = "many"
         ),
         (
             "\ufeff[[datasets]]\r\n[[datasets.subsets]]\r\nimage_dir = 'a'\r\nnum_repeats = -1",
-            "data.toml line 4 ([[datasets.subsets]] 1.1): num_repeats = -1: must be at least 1",
+            "data.toml line 4 ([[datasets.subsets]] 1.1): num_repeats = -1: must be at least 0",
         ),
         (
             "[[datasets]]\nvae_batch_size = 4\n[[datasets.subsets]]\nimage_dir = 'a'",
@@ -272,6 +272,15 @@ EVERYWHERE = """
 """.split()  # validation keys stand in subsets too, which sd-scripts' older documents promise
 IN_SUBSETS = "image_dir is_reg alpha_mask metadata_file conditioning_data_dir".split()
 OUR_OWN = ["is_validation"]
+
+
+def test_a_subset_that_is_repeated_no_time_is_left_out(tmp_path):
+    text = "[[datasets]]\n[[datasets.subsets]]\nimage_dir = 'a'\nnum_repeats = 0\n"
+    (dataset,) = read(tmp_path, text + "[[datasets.subsets]]\nimage_dir = 'b'")
+    assert [subset.name for subset in dataset.subsets] == ["b"]
+    assert problems(tmp_path, text) == [
+        "data.toml line 1 ([[datasets]] 1): num_repeats = 0 leaves all of its subsets out; remove the dataset"
+    ]
 
 
 def test_every_key_of_sd_scripts_is_there_and_stands_where_it_may_stand():
