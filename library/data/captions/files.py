@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from library.core.log import get_logger, warn_once
+from library.data.images.crops import FACE_IN_NAME
 
 logger = get_logger(__name__)
-
-FACE_IN_NAME = re.compile(r"_(\d+)_(\d+)_(\d+)_(\d+)$")
-"""The place of a face at the end of an image's name: middle x, middle y, width and height in pixels."""
 
 _MARKS = {
     codecs.BOM_UTF8: "utf-8",

@@ -10,7 +10,8 @@ from typing import NamedTuple
 from library.data.images.buckets import Placement
 from library.data.options import Size, SubsetOptions
 
-_FACE_IN_NAME = re.compile(r"_(\d+)_(\d+)_(\d+)_(\d+)$")
+FACE_IN_NAME = re.compile(r"_(\d+)_(\d+)_(\d+)_(\d+)$")
+"""The end of a file's stem that tells of a face: its middle (x, y), width and height, in pixels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ def drawn_crop(path: Path, size: Size, placement: Placement, options: SubsetOpti
 
 def face_in_name(path: Path, size: Size) -> Face | None:
     """The face that the file name tells of, `<name>_<middle x>_<middle y>_<width>_<height>.png`, where it lies in the image."""
-    fields = _FACE_IN_NAME.search(path.stem)
+    fields = FACE_IN_NAME.search(path.stem)
     if fields is None:
         return None
     face = Face(*map(int, fields.groups()))

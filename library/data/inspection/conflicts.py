@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from library.data.entries import ImageEntry
+from library.data.images.crops import face_in_name
 from library.data.inspection.counts import Part
 from library.data.inspection.findings import Finding, finding
 from library.data.options import DatasetOptions, SubsetOptions
@@ -70,7 +71,7 @@ CONFLICTS = (
     Conflict("random_crop", lambda s: not any(any(i.placement.slack) for i in s.images), "no image has anything to crop"),
     Conflict(
         "face_crop_aug_range",
-        lambda s: not any(_names_a_face(i) for i in s.images),
+        lambda s: not any(face_in_name(i.path, i.size) for i in s.images),
         "no file name ends with the place of a face (_x_y_width_height)",
     ),
 )
@@ -106,11 +107,6 @@ def _wildcards_off(seen: Seen) -> Iterator[Finding]:
 
 def _rearranges(options: SubsetOptions) -> bool:
     return options.shuffle_caption or options.caption_tag_dropout_rate > 0 or options.token_warmup_step > 0
-
-
-def _names_a_face(image: ImageEntry) -> bool:
-    fields = image.path.stem.rsplit("_", 4)
-    return len(fields) == 5 and all(field.isdigit() for field in fields[1:])
 
 
 def _written(value: object) -> str:
