@@ -123,9 +123,9 @@ class TrainingData:
         captions: dict[str, ImageEntry] = {}
         too_many: list[str] = []
         variants = self.options.text_cache_variants
-        for index, image in enumerate(self.images):
+        for image in self.images:
             if variants > 1:
-                forms: list[str] | None = [self._viewer.variant(image, index, number) for number in range(variants)]
+                forms: list[str] | None = [self._viewer.variant(image, number) for number in range(variants)]
             else:
                 forms = every_caption(image.caption, image.options, MOST_CAPTIONS)
             if forms is None:

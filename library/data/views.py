@@ -69,15 +69,12 @@ class Viewer:
             color=drawn_color(draws("color")) if image.options.color_aug else None,
         )
 
-    def variant(self, image: ImageEntry, index: int, number: int) -> str:
-        """Form `number` of the caption of image `index`."""
-        return composed_caption(image.caption, image.options, self._variant_draw(index, number))
+    def variant(self, image: ImageEntry, number: int) -> str:
+        """Form `number` of an image's caption: of the caption alone, so that images which come or go change no other's forms."""
+        return composed_caption(image.caption, image.options, keyed_random(self.seed, "variant", image.caption, number))
 
     def _draw(self, epoch: int, sample: Sample, purpose: str) -> random.Random:
         return keyed_random(self.seed, purpose, epoch, sample.image, sample.repeat)
-
-    def _variant_draw(self, index: int, number: int) -> random.Random:
-        return keyed_random(self.seed, "variant", index, number)
 
     def _caption(self, image: ImageEntry, epoch: int, sample: Sample, position: int) -> str:
         draw, step = self._draw(epoch, sample, "caption"), self.clock.step(epoch, position)
@@ -85,7 +82,7 @@ class Viewer:
             return drawn_caption(image.caption, image.options, epoch=epoch, step=step, draw=draw)
         if is_dropped(image.options, epoch, draw):
             return ""
-        return self.variant(image, sample.image, draw.randrange(self.caption_variants))
+        return self.variant(image, draw.randrange(self.caption_variants))
 
 
 def sizes_of_views(views: list[View]) -> Sizes:

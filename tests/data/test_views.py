@@ -23,6 +23,15 @@ def test_without_a_text_cache_captions_are_drawn_freely(make_folder, build):
     assert len(captions(data)) > 3
 
 
+def test_an_image_that_is_added_changes_no_form_of_the_others(make_folder, build):
+    options = {"cache_text_encoder_outputs": True, "text_cache_variants": 3}
+    folder = make_folder(sizes=[(64, 64)] * 2, caption="a, b, c, d, e, {n}")
+    before = build(one_subset(folder, subset="shuffle_caption = true"), **options).captions_to_cache()
+    for ending in (".png", ".txt"):
+        (folder / f"000{ending}").rename(folder / f"009{ending}")
+    assert set(build(one_subset(folder, subset="shuffle_caption = true"), **options).captions_to_cache()) == set(before)
+
+
 def test_the_text_cache_knows_every_caption_that_wildcards_make(make_folder, build):
     folder = make_folder(sizes=[(64, 64)], caption="a {{red|blue}} {{cat|dog}}")
     data = build(one_subset(folder, subset="enable_wildcard = true\ncaption_dropout_rate = 0.3"), cache_text_encoder_outputs=True)
