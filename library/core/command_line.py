@@ -188,8 +188,9 @@ def _attempt(group: type, entries: Mapping[str, Declared], values: Mapping[str, 
 
 def read_toml(path: Path, where: str) -> tuple[dict[str, Any], str]:
     """The table and the text of a TOML file. Raises `ValueError` that names `where` (the option) and the file."""
-    if not path.suffix and not path.is_file():
-        path = path.with_suffix(".toml")
+    named, path = path, path if path.suffix or path.is_file() else path.with_suffix(".toml")
+    if named.is_dir() and not path.is_file():
+        raise ValueError(f"{where} {named}: is a folder, and a file is needed")
     try:
         text = path.read_text(encoding="utf-8-sig")
         return tomllib.loads(text), text
@@ -197,7 +198,7 @@ def read_toml(path: Path, where: str) -> tuple[dict[str, Any], str]:
         raise ValueError(f"{where} {path}: no such file") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (OSError, tomllib.TOMLDecodeError) as error:
+    except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
         raise ValueError(f"{where} {path}: {error}") from None
 
 

@@ -85,7 +85,7 @@ def _load(path: Path) -> tuple[dict[str, Any], str]:
         table = json.loads(text, object_pairs_hook=_unique)
     except FileNotFoundError:
         raise OptionError([f"--dataset_config {path}: no such file"]) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise OptionError([f"--dataset_config {path}: {error}"]) from None
     if not isinstance(table, dict):
         raise OptionError([f"--dataset_config {path}: must hold an object with 'general' and 'datasets'"])

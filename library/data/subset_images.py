@@ -66,7 +66,7 @@ class SubsetReader:
         folder = subset.image_dir
         assert folder is not None, "the dataset file's reader asks for one of the two"
         if not folder.is_dir():
-            self.problems.append(f"{folder}: is not a folder (image_dir)" if folder.exists() else f"{folder}: no such folder (image_dir)")
+            self.problems.append(_no_folder(folder, "image_dir"))
             return {}
         files = files_in(folder)
         _tell_unread(folder)
@@ -101,7 +101,7 @@ class SubsetReader:
         if folder is None:
             return {}
         if not folder.is_dir():
-            self.problems.append(f"{folder}: no such folder (conditioning_data_dir)")
+            self.problems.append(_no_folder(folder, "conditioning_data_dir"))
             return {}
         masks, without = mask_files(folder, list(sizes))
         mask_sizes, unreadable = measure(list(masks.values()))
@@ -152,6 +152,10 @@ class SubsetReader:
                 f'{folder}: {len(missing)} images have no {looked_for} file: {names}; write captions, or give class_tokens ("" for none)'
             )
         return {}
+
+
+def _no_folder(path: Path, key: str) -> str:
+    return f"{path}: is a file, and {key} names a folder" if path.exists() else f"{path}: no such folder ({key})"
 
 
 def _tell_unread(folder: Path) -> None:

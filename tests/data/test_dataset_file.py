@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import pytest
 from dataset_samples import one_subset
@@ -247,6 +248,17 @@ def test_a_missing_file_is_named(tmp_path):
     for name in ("none.toml", "none.json"):
         with pytest.raises(ValueError, match=rf"--dataset_config .*{name}: no such file"):
             read_datasets(DataOptions(dataset_config=tmp_path / name), 1024)
+
+
+def test_a_folder_in_place_of_the_file_is_named_as_such(tmp_path):
+    with pytest.raises(ValueError, match=f"--dataset_config {re.escape(str(tmp_path))}: is a folder, and a file is needed"):
+        read_datasets(DataOptions(dataset_config=tmp_path), 1024)
+
+
+@pytest.mark.parametrize(("name", "text"), [("data.json", "[" * 100_000), ("data.toml", "a = " + "[" * 100_000)])
+def test_a_file_nested_beyond_reading_is_named(tmp_path, name, text):
+    with pytest.raises(ValueError, match=f"--dataset_config .*{name}: "):
+        read(tmp_path, text, name)
 
 
 def test_keys_of_sd_scripts_at_rest_are_taken(tmp_path):

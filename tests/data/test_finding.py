@@ -113,6 +113,15 @@ def test_a_mask_of_another_shape_is_named_before_training(make_folder, build):
     assert "002.png: the mask is 64x32, and " in problem and problem.endswith("is 64x64; make it as large as the image")
 
 
+@pytest.mark.parametrize("key", ["image_dir", "conditioning_data_dir"])
+def test_a_file_in_place_of_a_folder_is_named_as_such(make_folder, build, key):
+    folder = make_folder()
+    file = folder / "000.png"
+    text = one_subset(file if key == "image_dir" else folder, subset="" if key == "image_dir" else f"{key} = '{file}'")
+    with pytest.raises(OptionError, match=f"000.png: is a file, and {key} names a folder"):
+        build(text, masked_loss=key != "image_dir")
+
+
 def test_masked_loss_without_a_mask_is_refused(make_folder, build):
     with pytest.raises(OptionError, match="--masked_loss: there are no masks"):
         build(one_subset(make_folder()), masked_loss=True)

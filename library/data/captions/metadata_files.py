@@ -202,7 +202,7 @@ def _entries(path: Path, problems: list[str]) -> Iterator[_Entry]:
     readers = {".json": _object_entries, ".jsonl": _line_entries}
     read = readers.get(path.suffix.lower())
     if read is None:
-        problems.append("is neither .json nor .jsonl")
+        problems.append("is neither .json nor .jsonl; metadata_file names a list of images in one of the two formats")
         return
     try:
         text, _ = decoded(path.read_bytes())
