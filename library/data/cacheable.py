@@ -13,11 +13,18 @@ FINITE = ("enable_wildcard",)  # every caption that may be read can be written d
 
 def cache_problems(datasets: Sequence[Dataset], options: DataOptions) -> list[str]:
     """Everything about the datasets that the caches asked for cannot hold, one line each."""
-    subsets = [subset for dataset in datasets for subset in dataset.subsets]
-    problems = [problem for subset in subsets for problem in _of_latents(subset)] if options.caches_latents else []
-    if options.caches_text:
-        problems += [problem for subset in subsets for problem in _of_text(subset, options.text_cache_variants)]
-    return problems
+    latents = latent_problems(datasets) if options.caches_latents else []
+    return latents + (text_problems(datasets, options.text_cache_variants) if options.caches_text else [])
+
+
+def latent_problems(datasets: Sequence[Dataset]) -> list[str]:
+    """What a cache of latents cannot hold, one line each."""
+    return [problem for dataset in datasets for subset in dataset.subsets for problem in _of_latents(subset)]
+
+
+def text_problems(datasets: Sequence[Dataset], variants: int) -> list[str]:
+    """What a cache of text states with so many forms of each caption cannot hold, one line each."""
+    return [problem for dataset in datasets for subset in dataset.subsets for problem in _of_text(subset, variants)]
 
 
 def _of_latents(subset: SubsetOptions) -> list[str]:

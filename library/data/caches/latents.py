@@ -1,7 +1,7 @@
 """The cache of latents: every image, and its mirror image where it is flipped, encoded once."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from library.core.log import get_logger
 from library.core.options import OptionError
 from library.core.tensor_file import is_finite, listing
-from library.data.cacheable import cache_problems
+from library.data.cacheable import latent_problems
 from library.data.caches.entries import KEY_BYTES, clean, entry_path, is_wanted, key_of, read_entry, states, write_entry
 from library.data.caches.npz import NpzLatents, NpzNames, Picture, find_latents, latents_file, read_latents
 from library.data.caches.rounds import Shard, each, in_turn, kept_behind, loaded_ahead, told
@@ -83,8 +83,7 @@ def fill_latents(
     Raises `ValueError` for options that need pixels, for all images that cannot be decoded, for latents that are not finite, and for a
     folder that cannot be written to.
     """
-    asked = replace(data.options, cache_latents=True, cache_text_encoder_outputs=False, cache_text_encoder_outputs_to_disk=False)
-    if problems := cache_problems(data.datasets, asked):
+    if problems := latent_problems(data.datasets):
         raise OptionError(problems)
     for part, what in ((data, KIND), (data.validation, f"validation {KIND}")):
         if part is not None:

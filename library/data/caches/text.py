@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional
 from library.core.log import get_logger
 from library.core.options import OptionError
 from library.data.batch import TextStates
-from library.data.cacheable import cache_problems
+from library.data.cacheable import text_problems
 from library.data.caches.entries import clean, entry_path, is_wanted, key_of, read_entry, states, write_entry
 from library.data.caches.latents import relative_difference
 from library.data.caches.npz import NpzText, find_text, read_text
@@ -107,8 +107,7 @@ def fill_text(
     processes of `shard` share the work, and what `npz` finds of sd-scripts' beside the images is used in place.
     Raises `ValueError` for options that make more captions than can be cached, and for a folder that cannot be written to.
     """
-    asked = replace(data.options, cache_text_encoder_outputs=True, cache_latents=False, cache_latents_to_disk=False)
-    if problems := cache_problems(data.datasets, asked):
+    if problems := text_problems(data.datasets, data.options.text_cache_variants):
         raise OptionError(problems)
     for part, what in ((data, KIND), (data.validation, f"validation {KIND}")):
         if part is not None:

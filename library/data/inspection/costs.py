@@ -4,19 +4,17 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import ceil
 
 from library.core.options import OptionError
-from library.data.cacheable import cache_problems
+from library.data.cacheable import latent_problems, text_problems
 from library.data.captions.composing import every_caption
 from library.data.dataset import TrainingData
 from library.data.entries import ImageEntry
 from library.data.inspection.findings import CacheFacts, Finding, TimeFacts, finding
-from library.data.options import DataOptions
 from library.data.order import Sample
 
-CACHES = ("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
 FLOAT = 4  # bytes: caches hold float32
 MOST_FORMS = 16  # captions of one image that are measured where wildcards make more
 SAMPLED = 12  # images that are timed
@@ -114,7 +112,7 @@ def time_facts(data: TrainingData) -> TimeFacts:
 
 def _pictures(data: TrainingData, sources: Sequence[TrainingData], model: ModelFacts) -> dict[object, int] | None:
     """The bytes of every entry of a cache of latents; None where options need pixels at each use."""
-    if cache_problems(data.datasets, _asking_for(data.options, "cache_latents")):
+    if latent_problems(data.datasets):
         return None
     return {
         (image.path, image.placement, image.mask, image.options.alpha_mask, flipped): _latent_bytes(image, model)
@@ -131,7 +129,7 @@ def _latent_bytes(image: ImageEntry, model: ModelFacts) -> int:
 
 def _captions(data: TrainingData, sources: Sequence[TrainingData]) -> list[str] | None:
     """The captions that a text cache would hold; None where the options or wildcards make too many of them."""
-    if cache_problems(data.datasets, _asking_for(data.options, "cache_text_encoder_outputs")):
+    if text_problems(data.datasets, data.options.text_cache_variants):
         return None
     try:
         return list(dict.fromkeys(caption for source in sources for caption in source.captions_to_cache()))
@@ -143,7 +141,3 @@ def _text_bytes(captions: Sequence[str] | None, model: ModelFacts) -> int | None
     if captions is None or model.text_bytes is None:
         return None
     return sum(model.text_bytes(estimated_tokens(caption)) for caption in captions)
-
-
-def _asking_for(options: DataOptions, name: str) -> DataOptions:
-    return replace(options, **dict.fromkeys(CACHES, False) | {name: True})
