@@ -178,7 +178,7 @@ def updating(network: Network) -> Iterator[tuple[str, float, float]]:
     both = (parameters, [whole])
     ours, floor = (computed(lambda some=some: torch.nn.utils.clip_grad_norm_(some, 1.0)) for some in both)
     yield "clip", ours, floor
-    optimizers = [torch.optim.AdamW(some, lr=1e-4, fused=True) for some in both]  # as library.training.optimizer makes it
+    optimizers = [torch.optim.AdamW(some, lr=1e-4, fused=True) for some in both]  # as library.training.optimizing.optimizer makes it
     for optimizer in optimizers:
         optimizer.step()
     ours, floor = (computed(optimizer.step) for optimizer in optimizers)

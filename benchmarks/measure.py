@@ -5,16 +5,16 @@ On a CPU everything but time is read from the operations that torch dispatches, 
 
 import time
 import warnings
-import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from itertools import accumulate
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from library.training.forecast.ledger import Ledger
 
 LEAST_TIME = 0.02  # seconds of one timing: shorter runs are repeated within it
 ALLOCATIONS = ("empty", "new_empty", "lift_fresh", "_unsafe_view")  # beginnings of operations that launch nothing
@@ -72,6 +72,16 @@ def _traced_operations(forward: Callable[[], Tensor], gradient: Tensor | None, k
     return Trace(kept_bytes=kept.bytes, peak_bytes=ledger.peak, kernels=ledger.kernels, host_exchanges=ledger.host_exchanges)
 
 
+def allocator_peak(run: Callable[[], object]) -> int:
+    """The most bytes that torch's CPU allocator held at once during a run, beyond what it held before."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    assert profile.profiler is not None and profile.profiler.kineto_results is not None
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = accumulate(cast(Any, event).nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(held, default=0)
+
+
 class _Kept:
     """Adds up the distinct storages that are kept for backward, but for the known ones."""
 
@@ -93,40 +103,18 @@ class _Kept:
         return tensor
 
 
-class _Ledger(TorchDispatchMode):
-    """Counts kernels, host exchanges and the bytes of living tensors that came to be under it."""
+class _Ledger(Ledger):
+    """Counts kernels and host exchanges besides the bytes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.kernels = self.host_exchanges = self.peak = self._bytes = 0
-        self._alive: set[int] = set()
+        self.kernels = self.host_exchanges = 0
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {storage._cdata for storage in _storages((args, kwargs))}
-        result = func(*args, **(kwargs or {}))
-        made = [storage for storage in _storages(result) if storage._cdata not in given]
-        for storage in made:
-            if storage._cdata not in self._alive:
-                self._alive.add(storage._cdata)
-                self._bytes += storage.nbytes()
-                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
-        self.peak = max(self.peak, self._bytes)
-        self._count(func, args, launches=bool(made) or func._schema.is_mutable)
-        return result
-
-    def _forget(self, identity: int, size: int) -> None:
-        self._alive.discard(identity)
-        self._bytes -= size
-
-    def _count(self, func: Any, args: Any, launches: bool) -> None:
+    def note(self, func: Any, args: Any, launches: bool) -> None:
         name = func._schema.name.partition("::")[2]
         self.host_exchanges += name in HOST_EXCHANGES
         if launches and not name.startswith(ALLOCATIONS):
             self.kernels += sum(args[-1]) if name == "convolution_backward" else 1  # its mask says which gradients are wanted
-
-
-def _storages(values: Any) -> list[torch.UntypedStorage]:
-    return [leaf.untyped_storage() for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
 
 
 def _traced_on_gpu(forward: Callable[[], Tensor], gradient: Tensor | None, known: set[int]) -> Trace:

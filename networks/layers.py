@@ -137,13 +137,15 @@ def fold_core(core: Tensor, inner: Tensor) -> Tensor:
 
 
 def dense_weight(layer: nn.Module) -> Tensor:
-    """The weight of a layer in plain floats, whatever it is packed in (torchao, quanto, bitsandbytes).
+    """The weight of a layer in plain floats, whatever it is packed in (by the layer's own `dense_weight()`, torchao, quanto, bitsandbytes).
 
     Raises `ValueError` where it cannot be unpacked or is not loaded (meta).
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor) or weight.is_meta:
         raise ValueError(f"the weights of this {type(layer).__name__} are not loaded")
+    if unpacks_itself(layer):
+        return layer.dense_weight()  # pyright: ignore[reportCallIssue]
     if is_plain(weight):
         return weight.detach()
     quant_state = getattr(weight, "quant_state", None)  # bitsandbytes' 4 bits
@@ -158,6 +160,11 @@ def dense_weight(layer: nn.Module) -> Tensor:
     if type(weight.data) is not Tensor and hasattr(weight, "dequantize"):
         return weight.dequantize()
     raise ValueError(f"the weight of this {type(layer).__name__} is packed in a way that is not understood ({weight.dtype})")
+
+
+def unpacks_itself(layer: nn.Module) -> bool:
+    """Whether a layer holds a packed weight that only it understands, as those of `library.core.quantised` do."""
+    return hasattr(layer, "dense_weight")
 
 
 def is_plain(weight: Tensor) -> bool:

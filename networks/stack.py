@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from networks.kernels.products import Base, add_base, autocast_dtype
-from networks.layers import is_plain, is_product
+from networks.layers import is_plain, is_product, unpacks_itself
 from networks.row_blocks import write_sum
 
 if TYPE_CHECKING:
@@ -132,7 +132,8 @@ class Stack:
                 f"{adapter.name}: its layer computes its weight (a parametrisation, weight or spectral norm); adapters can be attached to "
                 "it, not merged"
             )
-        if not isinstance(weight, Tensor) or tuple(weight.shape) != adapter.shape.weight or not is_plain(weight):
+        is_floats = isinstance(weight, Tensor) and is_plain(weight) and not unpacks_itself(self.layer)
+        if not is_floats or tuple(weight.shape) != adapter.shape.weight:
             raise ValueError(f"{adapter.name}: its layer holds a packed (quantised) weight; adapters can be attached to it, not merged")
         if getattr(self.layer, "bias", None) is None and adapter.delta_bias() is not None:
             raise ValueError(f"{adapter.name}: changes a bias, and its layer has none")

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from library.core.atomic import write_text
-from library.core.command_line import CONFIG_HELP, markdown_table
+from library.core.command_line import CONFIG_HELP, OUTPUT_HELP, PRESET_HELP, markdown_table
 from library.core.options import declared, describe
 from library.data.options import key_table
 from library.inference import script
 from library.inference.minimal import script as minimal_script
 from library.models.architecture import architecture_named, architecture_names
+from library.models.presets import presets
+from library.training.retired import refused_options
 from library.training.run import option_groups
 from networks.lokr import LoKrArguments
 from networks.selection import NetworkArguments
@@ -37,7 +39,8 @@ def options_page() -> str:
             "# Options",
             "",
             "Made by `python -m tools.write_docs` from the declarations; do not edit. Flags can be switched off with `--no-<flag>`.",
-            f"`--config_file`: {CONFIG_HELP}.",
+            f"`--config_file`: {CONFIG_HELP}. `--output_config`: {OUTPUT_HELP}.",
+            f"`--preset` (training scripts): {PRESET_HELP.format(', '.join(presets(architecture_named('sdxl'))))}.",
             "",
             "## All training scripts",
             "",
@@ -46,8 +49,21 @@ def options_page() -> str:
             f"## gen_img.py\n\n{markdown_table(script.option_groups(architecture_named('sdxl')))}",
             f"## anima_minimal_inference.py\n\n{markdown_table(minimal_script.option_groups(architecture_named('anima')))}",
             *(f"## python -m tools.{name}\n\n{markdown_table([group])}" for name, group in TOOLS.items()),
+            f"## Options of sd-scripts that the training scripts refuse\n\n{refused_table()}",
         ]
     )
+
+
+def refused_table() -> str:
+    """Every option that is refused with a reason of its own, as Markdown: the scripts that refuse it, and what they say."""
+    families = architecture_names()
+    refused = {name: refused_options(architecture_named(name)) for name in families}
+    rows = [
+        f"| `--{option}` | {', '.join(name for name in families if refused[name].get(option) == reason)} | {reason} |"
+        for option in sorted({option for table in refused.values() for option in table})
+        for reason in dict.fromkeys(table[option] for table in refused.values() if option in table)
+    ]
+    return "\n".join(["| option | refused for | because |", "| --- | --- | --- |", *rows]) + "\n"
 
 
 def shared_groups() -> list[type]:

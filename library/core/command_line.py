@@ -1,6 +1,6 @@
-"""The command line and `--config_file` of a script, made from its option groups.
+"""The command line, `--preset` and `--config_file` of a script, made from its option groups.
 
-Precedence: default < config file < command line. Nothing is taken half: unknown names, wrong types and bad choices of both
+Precedence: default < preset < config file < command line. Nothing is taken half: unknown names, wrong types and bad choices of all
 sources are reported together.
 """
 
@@ -8,17 +8,21 @@ import argparse
 import io
 import sys
 import textwrap
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from library.core.atomic import write_text
+from library.core.config_file import read_options, written_options
 from library.core.log import ROOT_LOGGER
 from library.core.options import Declared, Given, OptionError, _build, _convert_into, declared, describe
 from library.core.spelling import unknown
 
 Group = TypeVar("Group")
 CONFIG_HELP = "TOML file with options (section names are free); the command line wins over it"
+OUTPUT_HELP = "write all options to the new file that --config_file names, and end"
+PRESET_HELP = "options for a card ({}) or a TOML file of yours; --config_file and the command line win over them"
+LONGEST_METAVAR = 24  # letters; a longer kind, such as a list of choices, stands behind the help
 
 
 class OptionSet:
@@ -42,27 +46,44 @@ class OptionSet:
 
 
 def parse_command_line(
-    groups: Sequence[type], argv: Sequence[str], *, prog: str, about: str, refuse: Mapping[str, str] | None = None
+    groups: Sequence[type],
+    argv: Sequence[str],
+    *,
+    prog: str,
+    about: str,
+    refuse: Mapping[str, str] | None = None,
+    idle: Mapping[str, Any] | None = None,
+    presets: Mapping[str, Path] | None = None,
 ) -> OptionSet:
-    """Read `argv` into the groups. `refuse` maps retired or later options to the advice to give when they are used.
+    """Read `argv` into the groups.
 
-    Raises `OptionError` with all problems at once. Prints help and exits on `-h`.
+    `refuse` maps retired or later options to the advice to give when they are used; `idle` maps such options to the value with which
+    files of other tools list them unused. `presets` are the files of `--preset` by name; without them there is no such option.
+    Raises `OptionError` with all problems at once. Prints help and exits on `-h`; writes a file and exits on `--output_config`.
     """
     entries = {entry.name: entry for group in groups for entry in declared(group)}
     assert len(entries) == sum(len(declared(group)) for group in groups), "two groups declare the same option"
+    refuse, idle, presets = refuse or {}, idle or {}, presets or {}
     problems: list[str] = []
-    line, extras = _parser(entries.values(), prog, about).parse_known_args(list(argv))
-    problems += _unknown_flags(extras, entries, refuse or {})
-    given = [Given(name, value, entries[name].flags[0]) for name, value in vars(line).items() if name != "config_file"]
-    if line_config := getattr(line, "config_file", None):
-        given = _config_values(Path(line_config), entries, refuse or {}, problems) + given
+    line, extras = _parser(entries.values(), prog, about, presets).parse_known_args(list(argv))
+    problems += _unknown_flags(extras, entries, refuse)
+    own = vars(line)
+    preset, config, writes = own.pop("preset", None), own.pop("config_file", None), own.pop("output_config", False)
+    on_line = [Given(name, value, entries[name].flags[0]) for name, value in own.items()]
+    in_preset = read_options(_preset_file(preset, presets), "--preset", entries, refuse, idle, problems) if preset else []
+    in_file = read_options(Path(config), "--config_file", entries, refuse, idle, problems) if config and not writes else []
     values: dict[str, Any] = {}
-    for item in given:
+    for item in (*in_preset, *in_file, *on_line):
         _convert_into(values, entries[item.name], item, problems)
     built = {group: _attempt(group, entries, values, problems) for group in groups}
     if problems:
         raise OptionError(dict.fromkeys(problems))
-    return OptionSet(built, frozenset(item.name for item in given))
+    # a file may list every option there is: one at its default asks for nothing, and a preset is no wish of the user's
+    asked = {item.name for item in on_line} | {item.name for item in in_file if values[item.name] != entries[item.name].default}
+    options = OptionSet(built, frozenset(asked))
+    if writes:
+        _write_config(config, groups, options.values(), values)
+    return options
 
 
 def run_script(main: Callable[[list[str]], object]) -> None:
@@ -105,14 +126,20 @@ class _Parser(argparse.ArgumentParser):
         raise OptionError([message])
 
 
-def _parser(entries: Any, prog: str, about: str) -> argparse.ArgumentParser:
+def _parser(entries: Any, prog: str, about: str, presets: Mapping[str, Path]) -> argparse.ArgumentParser:
     parser = _Parser(prog=prog, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--config_file", metavar="FILE", help=CONFIG_HELP)
+    parser.add_argument("--output_config", action="store_true", help=OUTPUT_HELP)
+    if presets:
+        parser.add_argument("--preset", metavar="NAME", help=PRESET_HELP.format(", ".join(presets)))
     sections: dict[type, Any] = {}
     for entry in entries:
         if entry.group not in sections:
             sections[entry.group] = parser.add_argument_group((entry.group.__doc__ or "").strip().splitlines()[0].rstrip("."))
-        help_text = textwrap.shorten(f"{entry.help} ({_default_text(entry)})", 400).replace("%", "%%")
+        kind = describe(entry.kind)
+        is_long = len(kind) > LONGEST_METAVAR
+        choices = f"; {kind}" if is_long and not entry.is_flag else ""
+        help_text = textwrap.shorten(f"{entry.help} ({_default_text(entry)}{choices})", 600).replace("%", "%%")
         if entry.is_flag:
             positive = sections[entry.group]
             positive.add_argument(*entry.flags, dest=entry.name, action="store_true", help=help_text)
@@ -120,7 +147,7 @@ def _parser(entries: Any, prog: str, about: str) -> argparse.ArgumentParser:
             parser.add_argument(*negatives, dest=entry.name, action="store_false", help=argparse.SUPPRESS)
         else:
             nargs = "*" if entry.is_list else None
-            metavar = entry.name.upper() if len(describe(entry.kind)) > 24 else describe(entry.kind).replace(" ", "-")
+            metavar = entry.name.upper() if is_long else kind.replace(" ", "-")
             sections[entry.group].add_argument(*entry.flags, dest=entry.name, nargs=nargs, metavar=metavar, help=help_text)
     return parser
 
@@ -137,11 +164,38 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+# Files
+
+
+def _preset_file(given: str, presets: Mapping[str, Path]) -> Path:
+    """The file of a preset's name; anything that looks like a path is the path of a preset of the user's own."""
+    if given in presets:
+        return presets[given]
+    if given.endswith(".toml") or Path(given).parent != Path() or Path(given).is_file():
+        return Path(given)
+    raise OptionError([f"--preset: {unknown(given, presets, 'preset')}; or give a TOML file of yours"])
+
+
+def _write_config(config: str | None, groups: Sequence[type], values: Mapping[str, Any], given: Mapping[str, Any]) -> NoReturn:
+    """Write what `--output_config` asks for, and end the script."""
+    if config is None:
+        raise OptionError(["--output_config: name the file to write with --config_file"])
+    path = Path(config) if Path(config).suffix else Path(config).with_suffix(".toml")
+    if path.exists():
+        raise OptionError([f"--output_config: {path} exists already; name a new file with --config_file"])
+    try:
+        write_text(path, written_options(groups, values, given))
+    except OSError as error:
+        raise OptionError([f"--output_config: cannot write {path} ({error.strerror or error})"]) from error
+    sys.stderr.write(f"wrote {path}\n")
+    raise SystemExit(0)
+
+
 # Problems
 
 
 def _unknown_flags(extras: Sequence[str], entries: Mapping[str, Declared], refuse: Mapping[str, str]) -> list[str]:
-    known = [flag for entry in entries.values() for flag in entry.flags]
+    known = [*(flag for entry in entries.values() for flag in entry.flags), "--config_file", "--output_config", "--preset"]
     problems = []
     for extra in extras:
         name = extra.split("=", 1)[0]
@@ -155,23 +209,6 @@ def _unknown_flags(extras: Sequence[str], entries: Mapping[str, Declared], refus
     return problems
 
 
-def _config_values(path: Path, entries: Mapping[str, Declared], refuse: Mapping[str, str], problems: list[str]) -> list[Given]:
-    table, text = read_toml(path, "--config_file")
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        flat.update(value if isinstance(value, dict) and key not in entries else {key: value})
-    given = []
-    for key, value in flat.items():
-        where = f"{path} {line_of(text, key)}({key})"
-        if key in entries:
-            given.append(Given(key, value, where, is_typed=True))
-        elif key not in refuse:
-            problems.append(f"{where}: {unknown(key, entries, 'option')}")
-        elif value not in (False, "", []):  # files written by other tools list every option, those that ask for nothing too
-            problems.append(f"{where}: {refuse[key]}")
-    return given
-
-
 def _attempt(group: type, entries: Mapping[str, Declared], values: Mapping[str, Any], problems: list[str]) -> Any:
     own = {name: value for name, value in values.items() if entries[name].group is group}
     found: list[str] = []
@@ -181,30 +218,3 @@ def _attempt(group: type, entries: Mapping[str, Declared], values: Mapping[str, 
         given_wrongly = {problem.split(" ")[0].rstrip(":") for problem in problems}
         problems += [problem for problem in error.problems if problem.split(" ")[0] not in given_wrongly]
         return None
-
-
-# TOML
-
-
-def read_toml(path: Path, where: str) -> tuple[dict[str, Any], str]:
-    """The table and the text of a TOML file. Raises `ValueError` that names `where` (the option) and the file."""
-    named, path = path, path if path.suffix or path.is_file() else path.with_suffix(".toml")
-    if named.is_dir() and not path.is_file():
-        raise ValueError(f"{where} {named}: is a folder, and a file is needed")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        return tomllib.loads(text), text
-    except FileNotFoundError:
-        raise ValueError(f"{where} {path}: no such file") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ValueError(f"{where} {path}: {error}") from None
-
-
-def line_of(text: str, key: str, after: int = 0) -> str:
-    """`line N ` where `key =` first stands after line `after` of a TOML text, or an empty string."""
-    for number, line in enumerate(text.splitlines(), 1):
-        if number > after and line.split("=", 1)[0].strip().strip("\"'") == key and "=" in line:
-            return f"line {number} "
-    return ""

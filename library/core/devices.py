@@ -17,6 +17,14 @@ def best_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What autocast computes products in on this device now, or None where it is off (or unknown, as on meta)."""
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
 def fp8_refusal(device: torch.device) -> str | None:
     """Why weights cannot be kept in float8_e4m3fn on this device, or None where they can (tried, not guessed)."""
     if device.type == "mps":

@@ -15,8 +15,11 @@ def get_logger(name: str) -> logging.Logger:
     return ROOT_LOGGER.getChild(name)
 
 
-def set_up_logging(level: str = "INFO", file: str | None = None, is_main: bool = True) -> None:
-    """Send log lines to stderr, and to `file` where given; other processes than the main one only report warnings."""
+def set_up_logging(level: str = "INFO", file: str | None = None, is_main: bool = True, simple: bool = False) -> None:
+    """Send log lines to stderr, and to `file` where given; other processes than the main one only report warnings.
+
+    `simple` lines on stderr are the message alone, without time and level.
+    """
     root = ROOT_LOGGER
     root.setLevel(level if is_main else "WARNING")
     root.propagate = False
@@ -28,6 +31,8 @@ def set_up_logging(level: str = "INFO", file: str | None = None, is_main: bool =
     for handler in handlers:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
+    if simple:
+        handlers[0].setFormatter(logging.Formatter("%(message)s"))
 
 
 def warn_once(logger: logging.Logger, message: str) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from library.core.command_line import read_toml
+from library.core.config_file import read_toml
 from library.core.log import get_logger
 from library.core.options import Given, OptionError, convert, declared
 from library.core.spelling import nearest, unknown

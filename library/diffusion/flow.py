@@ -14,7 +14,8 @@ from torch import Tensor
 
 from library.core.options import option
 from library.core.rules import Rule
-from library.diffusion.process import STEPS, NoiseProcess, TimestepRange
+from library.diffusion.noise import STEPS, NoiseOptions
+from library.diffusion.process import NoiseProcess
 
 TimestepSampling = Literal["sigma", "uniform", "sigmoid", "shift", "flux_shift"]
 WeightingScheme = Literal["sigma_sqrt", "logit_normal", "mode", "cosmap", "none", "uniform"]
@@ -27,8 +28,8 @@ def _draws_by(scheme: str) -> Any:
 
 
 @dataclass(kw_only=True, frozen=True)
-class FlowOptions(TimestepRange):
-    """Timesteps of the flow."""
+class FlowOptions(NoiseOptions):
+    """Noise and timesteps."""
 
     timestep_sampling: TimestepSampling = option(
         "sigmoid",
@@ -46,6 +47,7 @@ class FlowOptions(TimestepRange):
     mode_scale: float = option(1.29, help="strength of --weighting_scheme mode")
 
     RULES: ClassVar[tuple[Rule, ...]] = (
+        *NoiseOptions.RULES,
         Rule(
             option="discrete_flow_shift",
             when=lambda v: v["timestep_sampling"] not in ("shift", "sigma"),
@@ -90,7 +92,7 @@ class FlowProcess(NoiseProcess):
     preview_shift = 3.0
 
     def __init__(self, options: FlowOptions | None = None) -> None:
-        self.options = options or FlowOptions()
+        self.noise_options = self.options = options or FlowOptions()
 
     def timesteps(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Places s (batch,) float32 in [0, 1]; `--min_timestep` and `--max_timestep` squeeze them into their range."""
@@ -111,6 +113,14 @@ class FlowProcess(NoiseProcess):
         if self.options.weighting_scheme == "cosmap":
             return 2 / (math.pi * (1 - 2 * s + 2 * s**2))
         return torch.ones_like(s)
+
+    def counted(self, timesteps: Tensor) -> Tensor:
+        return STEPS * timesteps.float()
+
+    def sigmas(self, timesteps: Tensor) -> Tensor:
+        """s / (1 - s); infinite at s = 1."""
+        s = timesteps.float()
+        return s / (1 - s)
 
     def sampler(self, name: str, steps: int, shift: float | None = None) -> "FlowEuler":
         """Euler's method, the one sampler there is here."""

@@ -56,7 +56,7 @@ class Generator:
     on_step: Callable[[], object] = lambda: None  # called after every step
 
     def __post_init__(self) -> None:
-        self.process: NoiseProcess = self.arch.noise_process()
+        self.process: NoiseProcess = self.arch.noise_process(model_options=self.model_options)
 
     def draw(self, requests: Sequence[Request]) -> Tensor:
         """Pixels (batch, 3, height, width) in [-1, 1] of requests that are `alike`."""

@@ -4,7 +4,7 @@ LATER = "an option of sd-scripts that this version does not have yet; leave it o
 
 NOT_YET = dict.fromkeys(
     """
-        console_log_level console_log_file console_log_simple v_parameterization zero_terminal_snr pyramid_noise_prob
+        console_log_level console_log_file console_log_simple pyramid_noise_prob
         pyramid_noise_discount_range noise_offset_prob noise_offset_range from_module prompter_module_args interactive no_preview
         image_path mask_path strength use_original_file_name original_height original_width original_height_negative
         original_width_negative crop_top crop_left vae_batch_size vae_slices iter_same_seed shuffle_prompts opt_channels_last

@@ -60,7 +60,7 @@ class Architecture(Naming):
     text_keys: ClassVar[tuple[str, ...]]  # the keys of TextStates
     has_blocks: ClassVar[bool] = False  # a row of blocks in the denoiser, of which those not at work may leave the device
     ModelOptions: ClassVar[type]  # the option group that says which files to load
-    NoiseOptions: ClassVar[type]  # the option group of training that says how timesteps are drawn; all of it has defaults
+    NoiseOptions: ClassVar[type]  # the option group of training about timesteps and noise, a `noise.NoiseOptions`; all of it has defaults
     GenerationFiles: ClassVar[type[GenerationFiles]]  # the option group of generation that says which files to load
     refused: ClassVar[Mapping[str, str]] = {}  # options of sd-scripts' scripts that mean nothing for this family -> the reason
 
@@ -68,9 +68,21 @@ class Architecture(Naming):
     def load(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> Models:
         """Load all models; `ValueError` names the file and its missing, extra or misshapen keys, or the family it seems to be."""
 
+    def outlined(self, options: Any = None) -> Models:
+        """The models without their weights (parameters on the meta device) and without tokenizers, ready to be called.
+
+        As the files that `options` (`ModelOptions`) name describe them, at full size where there are none. Raises `ValueError` for
+        files of another family. Here from `outline`, without a VAE.
+        """
+        denoiser, *encoders = (module for _, module in self.outline())
+        return Models(denoiser=denoiser, text_encoders=encoders, tokenizers=[], vae=None)
+
     @abstractmethod
-    def noise_process(self, options: Any = None) -> NoiseProcess:
-        """How the family mixes latents and noise, and what its denoiser predicts; `options` are its `NoiseOptions`."""
+    def noise_process(self, options: Any = None, model_options: Any = None) -> NoiseProcess:
+        """How the family mixes latents and noise, and what its denoiser predicts.
+
+        `options` are its `NoiseOptions`; `model_options` its `ModelOptions`, where what a model predicts is a fact of its checkpoint.
+        """
 
     @abstractmethod
     def encode_images(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 from library.core.log import get_logger
 from library.data.inspection.costs import ModelFacts
-from library.models.architecture import Architecture
+from library.models.architecture import Architecture, Tokens
 
 logger = get_logger(__name__)
 
@@ -22,12 +22,13 @@ class Forecast:
 
     caption_limit: int  # tokens of a caption that the text encoders read
     text_bytes: Callable[[int], int]  # of the cached states of one caption of so many tokens, for a model of full size
+    tokens: Callable[[int], Tokens]  # of so many captions of the longest kind, as `Architecture.tokenize` gives them
     tokenizers: Callable[[], Sequence[Any]]  # for `Architecture.overlong`; `ValueError` where there are none at hand
 
 
 def model_facts(arch: Architecture, options: Any, *, has_model: bool = True) -> ModelFacts:
     """What an inspection wants to know of a model; its tokenizer counts captions where `has_model` says that its files are named."""
-    forecast = _forecast(arch, options)
+    forecast = forecast_of(arch, options)
     return ModelFacts(
         title=arch.title,
         latent_channels=arch.latent_channels,
@@ -38,7 +39,8 @@ def model_facts(arch: Architecture, options: Any, *, has_model: bool = True) -> 
     )
 
 
-def _forecast(arch: Architecture, options: Any) -> Forecast | None:
+def forecast_of(arch: Architecture, options: Any) -> Forecast | None:
+    """The family's answer, or None where it has none."""
     package = type(arch).__module__.rpartition(".")[0]
     if not package or importlib.util.find_spec(f"{package}.forecast") is None:
         return None

@@ -9,7 +9,7 @@ from torch import nn
 from library.core.log import get_logger
 from library.core.options import OptionError, option, pairs
 from library.models.architecture import Architecture, Models
-from library.training.optimizer import OptimizerOptions
+from library.training.optimizing.optimizer import OptimizerOptions
 from networks.network import Network
 from networks.protocol import NetworkRequest, TrainableNetwork, argument_problems, build_network, load_network_module
 

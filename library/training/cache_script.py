@@ -7,17 +7,20 @@ from typing import Literal
 from accelerate import Accelerator
 
 from library.core.command_line import OptionSet, parse_command_line
-from library.core.log import get_logger, set_up_logging
+from library.core.log import get_logger
 from library.core.options import OptionError
 from library.data.dataset import TrainingData
 from library.data.options import DataOptions
 from library.models.architecture import Architecture, architecture_named, architecture_names
+from library.models.presets import presets
+from library.models.vae_pieces import set_pieces
 from library.training.adapters import NetworkOptions, merge_base_weights
 from library.training.caching import cache_latents, cache_text
-from library.training.not_yet import NOT_YET
+from library.training.memory.options import MemoryOptions
 from library.training.precision import PrecisionOptions
 from library.training.prepare import load_data, load_models, make_accelerator, resolved_seed
 from library.training.progress import LogOptions
+from library.training.retired import IDLE, refused_options
 from library.training.run import RunOptions, option_groups
 
 logger = get_logger(__name__)
@@ -37,7 +40,9 @@ def main(what: What, argv: Sequence[str]) -> None:
         [*NOT_NEEDED, *rest],
         prog=f"python -m tools.{tool} --family {family}",
         about=f"Encode the {things} of a dataset for {arch.title}; takes the options of the training script.",
-        refuse={**NOT_YET, **arch.refused},
+        refuse=refused_options(arch),
+        idle=IDLE,
+        presets=presets(arch),
     )
     fill(what, arch, options_for(what, given))
 
@@ -67,12 +72,13 @@ def options_for(what: What, given: OptionSet) -> OptionSet:
 def fill(what: What, arch: Architecture, options: OptionSet) -> None:
     """Read the data, load the models that encode, and encode what is not in the cache."""
     accelerator = make_accelerator(options)
-    log = options[LogOptions]
-    set_up_logging(log.console_log_level, log.console_log_file, accelerator.is_main_process)
+    options[LogOptions].set_up(is_main=accelerator.is_main_process)
     data = load_data(arch, options, resolved_seed(options[RunOptions].seed))
     if what == "latents":
         dtype = options[PrecisionOptions].weight_dtype
         vae = arch.load_vae(options[arch.ModelOptions], device=accelerator.device, dtype=dtype)
+        memory = options[MemoryOptions]
+        set_pieces(vae, one_by_one=memory.vae_slicing, in_tiles=memory.vae_tiling)
         cache_latents(arch, vae, data, options, accelerator)
     else:
         _fill_text(arch, data, options, accelerator)

@@ -16,12 +16,15 @@ from library.data.dataset import TrainingData
 from library.data.options import DataOptions
 from library.models.architecture import Architecture, Models
 from library.training.adapters import NetworkOptions
+from library.training.memory.options import MemoryOptions
 from library.training.precision import PrecisionOptions
+from library.training.previews import PreviewOptions
 
 
 def fill_caches(arch: Architecture, models: Models, data: TrainingData, options: OptionSet, accelerator: Accelerator) -> None:
-    """Encode what shall be cached, then move models that are no longer needed off the device."""
-    choice, keeps = options[DataOptions], options[PrecisionOptions].highvram
+    """Encode what shall be cached, then move models that are no longer needed off the device: see `release_models`."""
+    choice, memory = options[DataOptions], options[MemoryOptions]
+    keeps = memory.highvram or (memory.lowram and _previews_need_them(options))
     if choice.caches_latents:
         assert models.vae is not None
         cache_latents(arch, models.vae, data, options, accelerator)
@@ -32,11 +35,28 @@ def fill_caches(arch: Architecture, models: Models, data: TrainingData, options:
         if not keeps:
             for encoder in models.text_encoders:
                 encoder.to("cpu")
+    if not keeps and accelerator.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def release_models(models: Models, options: OptionSet) -> None:
+    """Free the models that nothing needs any more: what they give is cached, and no previews are drawn. Call it once the network is made.
+
+    They stay as outlines without weights; `--highvram` keeps them whole.
+    """
+    if options[MemoryOptions].highvram or _previews_need_them(options):
+        return
+    choice = options[DataOptions]
+    encoders, vae = models.text_encoders if choice.caches_text else (), models.vae if choice.caches_latents else None
+    for module in (*encoders, vae):
+        if module is not None:
+            module.to("meta")
 
 
 def cache_latents(arch: Architecture, vae: nn.Module, data: TrainingData, options: OptionSet, accelerator: Accelerator) -> None:
     """Encode the images. Raises `ValueError` as `library.data.caches.fill_latents` does."""
     choice = options[DataOptions]
+    tiled = " tiled" if options[MemoryOptions].vae_tiling else ""  # the only piece of it that changes numbers
 
     def encode(pixels: Tensor) -> Tensor:
         return arch.encode_images(vae, pixels.to(accelerator.device), None)
@@ -45,7 +65,7 @@ def cache_latents(arch: Architecture, vae: nn.Module, data: TrainingData, option
         fill_latents(
             data,
             encode,
-            identity=f"{arch.latents_identity(options[arch.ModelOptions])} {next(vae.parameters()).dtype}",
+            identity=f"{arch.latents_identity(options[arch.ModelOptions])} {next(vae.parameters()).dtype}{tiled}",
             to_disk=choice.cache_latents_to_disk,
             batch_size=choice.vae_batch_size,
             shard=(accelerator.process_index, accelerator.num_processes),
@@ -79,6 +99,10 @@ def cache_text(
             shard=(accelerator.process_index, accelerator.num_processes),
             npz=None if options[NetworkOptions].base_weights else arch.npz_text(text_encoders, model_options),
         )
+
+
+def _previews_need_them(options: OptionSet) -> bool:
+    return options[PreviewOptions].sample_prompts is not None
 
 
 def _merged_identity(options: OptionSet) -> str:

@@ -3,13 +3,17 @@
 All values are strings as `str()` gives them (`None`, `True`), because that is what readers of these files expect.
 """
 
+import base64
+import io
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
+from PIL import Image
 from torch.optim import Optimizer
 
 from library.core.command_line import OptionSet
@@ -17,24 +21,33 @@ from library.core.options import declared, option, pairs
 from library.diffusion.process import NoiseProcess
 from library.models.architecture import Architecture
 from library.training.adapters import NetworkOptions
+from library.training.optimizing.averaging import innermost
 from networks.factory import DEFAULT_ALPHA, DEFAULT_DIM
 
 OPTION_ENTRIES = """
         learning_rate unet_lr max_grad_norm lr_warmup_steps lr_scheduler gradient_checkpointing gradient_accumulation_steps
-        network_module network_dropout mixed_precision fp8_base cache_latents loss_type prior_loss_weight
+        network_module network_dropout mixed_precision full_bf16 fp8_base fp8_base_unet cache_latents lowram prior_loss_weight
         caption_dropout_rate caption_dropout_every_n_epochs caption_tag_dropout_rate output_name training_comment
-        max_validation_steps validate_every_n_epochs validate_every_n_steps
+        max_validation_steps validate_every_n_epochs validate_every_n_steps loss_type huber_schedule huber_scale huber_c
     """.split()
 """Options written as they are, under `ss_<name>`."""
 
+OTHER_NAMES = {"debiased_estimation_loss": "ss_debiased_estimation"}
+"""Options whose entry has another name."""
+
 ABSENT_ENTRIES = {
-    "ss_lowram": "False", "ss_full_fp16": "False", "ss_fp8_base_unet": "False", "ss_noise_offset": "None",
-    "ss_noise_offset_random_strength": "False", "ss_adaptive_noise_scale": "None", "ss_multires_noise_iterations": "None",
-    "ss_multires_noise_discount": "0.3", "ss_zero_terminal_snr": "False", "ss_min_snr_gamma": "None", "ss_ip_noise_gamma": "None",
-    "ss_ip_noise_gamma_random_strength": "False", "ss_debiased_estimation": "False",
-    "ss_huber_schedule": "None", "ss_huber_scale": "None", "ss_huber_c": "None",
+    "ss_full_fp16": "False", "ss_noise_offset": "None", "ss_noise_offset_random_strength": "False", "ss_adaptive_noise_scale": "None",
+    "ss_multires_noise_iterations": "None", "ss_multires_noise_discount": "0.3", "ss_zero_terminal_snr": "False",
+    "ss_min_snr_gamma": "None", "ss_ip_noise_gamma": "None", "ss_ip_noise_gamma_random_strength": "False",
+    "ss_debiased_estimation": "False",
 }  # fmt: skip
-"""Entries of features that no run of this version uses; readers look for them."""
+"""Entries of features that a family may not have; readers look for them."""
+
+THUMBNAIL_SIDE = 256  # pixels
+SPEC_TEXTS = (
+    "title", "author", "description", "license", "tags", "trigger_phrase", "usage_hint", "merged_from", "preprocessor",
+    "is_negative_embedding",
+)  # fmt: skip
 
 KEPT_WITHOUT_METADATA = (
     "ss_v2", "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
@@ -53,6 +66,18 @@ class MetadataOptions:
     metadata_license: str | None = option(None, help="licence")
     metadata_tags: str | None = option(None, help="tags, separated by commas")
     metadata_trigger_phrase: str | None = option(None, help="words that call the trained look up")
+    metadata_usage_hint: str | None = option(None, help="how the file is meant to be used")
+    metadata_thumbnail: str | None = option(None, help="picture that stands for the file: an image file, or a data: URL")
+    metadata_merged_from: str | None = option(None, help="what the file was merged from")
+    metadata_preprocessor: str | None = option(None, help="preprocessor that the file's use needs")
+    metadata_is_negative_embedding: Literal["true", "false"] | None = option(None, help="is it meant for negative prompts")
+
+    def check(self) -> Iterable[str]:
+        """What is wrong: a thumbnail that is no picture."""
+        try:
+            thumbnail(self.metadata_thumbnail)
+        except (OSError, ValueError) as error:
+            yield f"--metadata_thumbnail {self.metadata_thumbnail}: {getattr(error, 'strerror', None) or error}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +103,11 @@ def run_metadata(facts: Facts) -> dict[str, str]:
     """Everything that holds for all files of a run; `file_metadata` adds what differs from file to file."""
     values = facts.options.values()
     arguments = ",".join(f"{key}={value}" for key, value in facts.optimizer_arguments.items())
-    kind = type(getattr(facts.optimizer, "optimizer", facts.optimizer))  # accelerate wraps the optimizer
+    kind = type(innermost(facts.optimizer))
     entries = {
         **ABSENT_ENTRIES,
-        **{f"ss_{name}": values[name] for name in OPTION_ENTRIES},
-        **{f"ss_{entry.name}": values[entry.name] for entry in declared(facts.arch.NoiseOptions)},
+        **{f"ss_{name}": values[name] for name in OPTION_ENTRIES if name in values},
+        **{OTHER_NAMES.get(entry.name, f"ss_{entry.name}"): values[entry.name] for entry in declared(facts.arch.NoiseOptions)},
         "ss_session_id": random.Random(time.time_ns()).randint(0, 2**32),
         "ss_training_started_at": time.time(),
         "ss_seed": facts.seed,
@@ -117,20 +142,29 @@ def _known(network: NetworkOptions, given: float | None, default: float) -> floa
     return default if given is None and not network.dim_from_weights else given
 
 
+def thumbnail(given: str | None) -> str | None:
+    """A picture file as a data: URL of a small JPEG; a data: URL as it is. Raises `OSError` for a file that is no picture."""
+    if given is None or given.startswith("data:"):
+        return given
+    with Image.open(Path(given)) as picture:
+        small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
 def _modelspec(facts: Facts, options: MetadataOptions, output_name: str | None) -> dict[str, str]:
-    given = {
-        "author": options.metadata_author,
-        "description": options.metadata_description,
-        "license": options.metadata_license,
-        "tags": options.metadata_tags,
-        "trigger_phrase": options.metadata_trigger_phrase,
-    }
+    values = facts.options.values()
+    given = {name: values[f"metadata_{name}"] for name in SPEC_TEXTS}
+    given |= {"title": given["title"] or output_name or "last", "thumbnail": thumbnail(options.metadata_thumbnail)}
+    if values.get("min_timestep") is not None or values.get("max_timestep") is not None:
+        given["timestep_range"] = ",".join(map(str, facts.options[facts.arch.NoiseOptions].bounds))
     width, height = facts.resolution
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{facts.arch.modelspec_architecture}/lora",
         "modelspec.implementation": facts.arch.modelspec_implementation,
-        "modelspec.title": options.metadata_title or output_name or "last",
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.prediction_type": facts.process.prediction_type,
         **{f"modelspec.{key}": value for key, value in given.items() if value is not None},

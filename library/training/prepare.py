@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list
+from accelerate.utils import broadcast_object_list
 
 from library.core.command_line import OptionSet
 from library.core.log import get_logger
@@ -22,7 +22,10 @@ from library.data.dataset import TrainingData
 from library.data.loader import batch_loader, workers_for
 from library.data.options import DataOptions
 from library.models.architecture import Architecture, Models
+from library.models.vae_pieces import set_pieces
 from library.training.adapters import NetworkOptions
+from library.training.distributed import DistributedOptions
+from library.training.memory.options import MemoryOptions, refuse_memory_options
 from library.training.precision import PrecisionOptions, refuse_what_the_device_cannot
 from library.training.progress import LogOptions
 
@@ -37,13 +40,18 @@ def make_accelerator(options: OptionSet) -> Accelerator:
         mixed_precision=options[PrecisionOptions].mixed_precision,
         log_with=None if project_dir is None else log.log_with or "tensorboard",
         project_dir=project_dir,
-        # a network may hold adapters that never get a gradient: a family need not use the last layers of its text encoders
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        kwargs_handlers=options[DistributedOptions].handlers(),
     )
     refuse_what_the_device_cannot(options[PrecisionOptions], accelerator.device)
+    refuse_memory_options(options, accelerator.device)
     if project_dir is not None:
-        accelerator.init_trackers(log.log_tracker_name or "network_train")
+        accelerator.init_trackers(log.log_tracker_name or "network_train", config=_plain(options.values()) if log.log_config else None)
     return accelerator
+
+
+def _plain(values: dict[str, Any]) -> dict[str, bool | int | float | str]:
+    """Options as trackers take them: what is no number or truth value becomes a text."""
+    return {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
 
 
 def resolved_seed(seed: int | None) -> int:
@@ -73,13 +81,15 @@ def load_data(arch: Architecture, options: OptionSet, seed: int) -> TrainingData
 
 def load_models(arch: Architecture, options: OptionSet, device: torch.device) -> Models:
     """The models on the device; a denoiser whose blocks are swapped waits in main memory until `BlockSwap.place`."""
-    precision = options[PrecisionOptions]
-    swaps = precision.blocks_to_swap > 0
+    memory = options[MemoryOptions]
+    swaps = memory.blocks_to_swap > 0
     first = torch.device("cpu") if swaps else device
-    models = arch.load(options[arch.ModelOptions], device=first, dtype=precision.weight_dtype)
+    models = arch.load(options[arch.ModelOptions], device=first, dtype=options[PrecisionOptions].weight_dtype)
     for module in [*models.text_encoders, models.vae] if swaps else []:
         if module is not None:
             module.to(device)
+    if models.vae is not None:
+        set_pieces(models.vae, one_by_one=memory.vae_slicing, in_tiles=memory.vae_tiling)
     return models
 
 

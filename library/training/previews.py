@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -17,13 +17,16 @@ from torch import nn
 from library.core.keyed_random import keyed_seed
 from library.core.log import get_logger
 from library.core.options import OptionError, option
+from library.core.rules import Rule
 from library.data.batch import TextStates
 from library.diffusion.process import NoiseProcess
+from library.diffusion.samplers import SamplerName
 from library.inference.generate import Generator, Request, size_problems
 from library.inference.images import free_path, save_png, to_images
-from library.inference.prompts import MAX_SEED, DrawingLine, PromptLine, read_prompt_file
+from library.inference.prompts import MAX_SEED, PromptLine
 from library.inference.script import parameters_of
 from library.models.architecture import Architecture
+from library.training.preview_prompts import PreviewLine, read_preview_prompts
 
 logger = get_logger(__name__)
 SIDE, STEPS, SCALE = 512, 30, 7.5  # of a line that says nothing else, as in sd-scripts
@@ -34,13 +37,22 @@ INTERVALS = ("sample_every_n_steps", "sample_every_n_epochs")
 class PreviewOptions:
     """Previews."""
 
-    sample_prompts: str | None = option(None, help="text file with one prompt a line and its line options: pictures drawn while training")
+    sample_prompts: str | None = option(
+        None, help="pictures drawn while training: a text file with one prompt a line and its line options, or a .toml or .json file"
+    )
     sample_every_n_steps: int | None = option(None, help="draw them after every n optimizer steps")
     sample_every_n_epochs: int | None = option(None, help="draw them after every n epochs")
     sample_at_first: bool = option(False, help="draw them before the first step too")
+    sample_sampler: SamplerName | None = option(
+        None, help="sampler of the previews (--ss in a prompt line); the family's own where absent: ddim, or euler for a flow"
+    )
+
+    RULES: ClassVar[tuple[Rule, ...]] = (
+        Rule(option="sample_sampler", when=lambda v: v["sample_prompts"] is None, because="there are no --sample_prompts"),
+    )
 
     def check(self) -> Iterable[str]:
-        """What is wrong: intervals below one or without prompts, prompts that nothing draws, prompts in another format than text."""
+        """What is wrong: intervals below one or without prompts, prompts that nothing draws."""
         given = [name for name in (*INTERVALS, "sample_at_first") if getattr(self, name)]
         for name in INTERVALS:
             value = getattr(self, name)
@@ -50,8 +62,6 @@ class PreviewOptions:
             yield from (f"--{name} has no effect without --sample_prompts" for name in given)
         elif not given:
             yield "--sample_prompts has no effect without --sample_every_n_steps, --sample_every_n_epochs or --sample_at_first"
-        if self.sample_prompts is not None and Path(self.sample_prompts).suffix in (".toml", ".json"):
-            yield f"--sample_prompts {self.sample_prompts}: only text files are read yet, one prompt a line"
 
 
 @dataclass(kw_only=True)
@@ -69,8 +79,10 @@ class Previews:
         """The previews of a run, in `sample/` of its folder. Raises `ValueError` for prompts that cannot be read or drawn."""
         if options.sample_prompts is None:
             return cls(options=options, requests=[], folder=output, name="")
-        lines = read_prompt_file(Path(options.sample_prompts), DrawingLine, "--sample_prompts")
-        requests = [request for index, line in enumerate(lines) for request in _requests(line, arch.noise_process(), seed, index)]
+        lines, process = read_preview_prompts(Path(options.sample_prompts)), arch.noise_process()
+        requests = [
+            request for index, line in enumerate(lines) for request in _requests(line, process, options.sample_sampler, seed, index)
+        ]
         problems = [problem for request in requests for problem in size_problems(request, arch)]
         if problems:
             raise OptionError(f"--sample_prompts {options.sample_prompts}: {problem}" for problem in dict.fromkeys(problems))
@@ -124,10 +136,11 @@ class Previews:
         return states
 
 
-def _requests(line: PromptLine, process: NoiseProcess, seed: int, index: int) -> Iterator[Request]:
-    own = cast(DrawingLine, line.options)
+def _requests(line: PromptLine, process: NoiseProcess, sampler: str | None, seed: int, index: int) -> Iterator[Request]:
+    own = cast(PreviewLine, line.options)
     line.strengths(())
-    process.sampler(process.preview_sampler, 1, own.fs or process.preview_shift)  # says what it cannot do now, not in the run
+    sampler = own.ss or sampler or process.preview_sampler
+    process.sampler(sampler, own.s or STEPS, own.fs or process.preview_shift)  # says what it cannot do now, not in the run
     request = Request(
         prompt=line.prompt,
         negative=own.n or "",
@@ -135,7 +148,7 @@ def _requests(line: PromptLine, process: NoiseProcess, seed: int, index: int) ->
         height=own.h or SIDE,
         steps=own.s or STEPS,
         scale=SCALE if own.scale is None else own.scale,
-        sampler=process.preview_sampler,
+        sampler=sampler,
         seed=keyed_seed(seed, "preview", index) % (MAX_SEED + 1),
         shift=own.fs or process.preview_shift,
     )

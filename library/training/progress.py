@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from library.core.log import ROOT_LOGGER
+from library.core.log import ROOT_LOGGER, set_up_logging
 from library.core.options import option
 
 
@@ -24,13 +24,19 @@ class LogOptions:
     log_tracker_name: str | None = option(None, help="name of the tracker's project; network_train where absent")
     console_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = option("INFO", help="least important lines to show")
     console_log_file: str | None = option(None, help="also write log lines to this file")
+    console_log_simple: bool = option(False, help="log lines on the screen are the message alone, without time and level")
+    log_config: bool = option(False, help="also keep all options of the run in the log, beside its curves")
 
     def check(self) -> Iterable[str]:
         """What is wrong: names of logs that nobody writes."""
         if self.logging_dir is None:
-            for name in ("log_with", "log_prefix", "log_tracker_name"):
-                if getattr(self, name) is not None:
+            for name in ("log_with", "log_prefix", "log_tracker_name", "log_config"):
+                if getattr(self, name):
                     yield f"--{name} has no effect without --logging_dir"
+
+    def set_up(self, *, is_main: bool) -> None:
+        """Send the log lines of this process where the options say."""
+        set_up_logging(self.console_log_level, self.console_log_file, is_main, self.console_log_simple)
 
     def project_dir(self) -> str | None:
         """The folder of this run's logs: `<logging_dir>/<log_prefix><date and time>`."""
@@ -56,14 +62,14 @@ class Progress:
             yield
 
     def update(self, loss: float, rates: Mapping[str, float]) -> dict[str, float]:
-        """Count one optimizer step; returns its figures by tracker key (`loss/current`, `loss/average`, `lr/<group>`)."""
+        """Count one optimizer step; returns its figures by tracker key: `loss/current`, `loss/average`, and `rates` (`lr/<group>`)."""
         self.losses.append(loss)
         self._recent.append(loss)
         average = sum(self._recent) / len(self._recent)
         if self._bar is not None:
             self._bar.set_postfix(avr_loss=f"{average:.4f}", lr=f"{next(iter(rates.values()), 0.0):.2e}", refresh=False)
             self._bar.update()
-        return {"loss/current": loss, "loss/average": average, **{f"lr/{name}": rate for name, rate in rates.items()}}
+        return {"loss/current": loss, "loss/average": average, **rates}
 
     def epoch_figures(self) -> dict[str, Any]:
         """The mean loss of the epoch that just ended, by tracker key."""

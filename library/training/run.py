@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -11,60 +11,42 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import parse_flag_from_env
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from library.core.command_line import OptionSet, parse_command_line
-from library.core.fp8 import store_as_fp8
-from library.core.log import get_logger, set_up_logging
+from library.core.log import get_logger
 from library.data.batch import Batch
-from library.data.dataset import TrainingData
-from library.data.metadata import dataset_metadata
 from library.data.options import DataOptions
 from library.diffusion.loss import LossOptions
 from library.inference.generate import Generator
 from library.models.architecture import Architecture, architecture_named
-from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, check_network_arguments, merge_base_weights
-from library.training.block_swap import BlockSwap
-from library.training.caching import fill_caches
-from library.training.length import Length, RunOptions, settle_length
-from library.training.metadata import Facts, MetadataOptions, file_metadata, run_metadata
-from library.training.model import TrainingModel
-from library.training.not_yet import NOT_YET
-from library.training.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
+from library.models.presets import presets
+from library.training.adapters import NetworkOptions
+from library.training.compiling import CompileOptions
+from library.training.distributed import DistributedOptions
+from library.training.length import RunOptions, settle_length
+from library.training.memory.options import MemoryOptions
+from library.training.metadata import MetadataOptions, file_metadata
+from library.training.misfits import refuse_misfits
+from library.training.optimizing.averaging import averaged
+from library.training.optimizing.optimizer import OptimizerOptions
+from library.training.optimizing.rates import effective_rates
+from library.training.optimizing.schedule import ScheduleOptions
 from library.training.plan import PlanOptions, plan
-from library.training.precision import PrecisionOptions, checkpoint_gradients
-from library.training.prepare import epochs_of, load_data, load_models, make_accelerator, resolved_seed, tell_cut_captions
+from library.training.precision import PrecisionOptions
+from library.training.prepare import epochs_of, load_data, make_accelerator, resolved_seed
 from library.training.previews import PreviewOptions, Previews
-from library.training.progress import LogOptions, Progress
+from library.training.progress import LogOptions
+from library.training.retired import IDLE, refused_options
 from library.training.rules import without_effect
 from library.training.save import SaveOptions, Saver
-from library.training.schedule import ScheduleOptions, build_schedule
-from library.training.step import StepContext, acting_at, batch_loss
+from library.training.setup import Run, check_together, set_up
+from library.training.show_timesteps import TimestepViewOptions, show_timesteps
+from library.training.speed import SpeedOptions
+from library.training.step import acting_at, batch_loss
 from library.training.validation import ValidationOptions, validate, without_pictures
 from networks.protocol import TrainableNetwork
 
 logger = get_logger(__name__)
-
-
-@dataclass(kw_only=True)
-class Run:
-    """A run that is set up: what the loop below moves forward."""
-
-    accelerator: Accelerator
-    arch: Architecture
-    options: OptionSet
-    data: TrainingData
-    context: StepContext
-    trained: TrainedNetwork
-    optimizer: Optimizer
-    schedule: LRScheduler
-    length: Length
-    saver: Saver
-    previews: Previews
-    progress: Progress
-    metadata: dict[str, str] = field(default_factory=dict)
-    step: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +61,8 @@ def option_groups(arch: Architecture) -> list[type]:
     """The option groups of a family's training script, in the order of its help."""
     return [
         arch.ModelOptions, DataOptions, NetworkOptions, RunOptions, OptimizerOptions, ScheduleOptions, arch.NoiseOptions, LossOptions,
-        PrecisionOptions, SaveOptions, PreviewOptions, ValidationOptions, PlanOptions, LogOptions, MetadataOptions,
+        PrecisionOptions, MemoryOptions, CompileOptions, SpeedOptions, DistributedOptions, SaveOptions, PreviewOptions, ValidationOptions,
+        PlanOptions, TimestepViewOptions, LogOptions, MetadataOptions,
     ]  # fmt: skip
 
 
@@ -87,21 +70,31 @@ def main(family: str, argv: list[str]) -> None:
     """Run a family's training script with command-line arguments. Raises `ValueError` for everything the user can mend."""
     arch = architecture_named(family)
     about = f"Train a LoRA, LoHa or LoKr for {arch.title}."
-    script, refused = f"{family}_train_network.py", {**NOT_YET, **arch.refused}
-    options = parse_command_line(option_groups(arch), argv, prog=script, about=about, refuse=refused)
-    if options[PlanOptions].is_asked:
+    groups, script, refuse = option_groups(arch), f"{family}_train_network.py", refused_options(arch)
+    options = parse_command_line(groups, argv, prog=script, about=about, refuse=refuse, idle=IDLE, presets=presets(arch))
+    if options[TimestepViewOptions].is_asked:
+        show_only(arch, options)
+    elif options[PlanOptions].is_asked:
         plan_only(arch, options)
     else:
         train(arch, options)
 
 
+def show_only(arch: Architecture, options: OptionSet) -> None:
+    """Show the timesteps that `train` would draw, from the same options; one process does."""
+    if _only_process(options).is_main_process:
+        for sentence in without_effect(options):
+            logger.warning("%s", sentence)
+        show_timesteps(arch, options)
+
+
 def plan_only(arch: Architecture, options: OptionSet) -> None:
     """Say what `train` would see, from the same options and data; one process does."""
-    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))  # as the `Accelerator` of a run would find it
-    set_up_logging(options[LogOptions].console_log_level, options[LogOptions].console_log_file, state.is_main_process)
+    state = _only_process(options)
     seed = resolved_seed(options[RunOptions].seed)
     if state.is_main_process:
         data = load_data(arch, options, seed)
+        refuse_misfits(options, state.num_processes)
         length = settle_length(options[RunOptions], data, state.num_processes)
         known = {"steps_per_epoch": length.steps_per_epoch, "steps": length.steps, "processes": state.num_processes}
         plan(arch, options, data, run=known, folder=Path(options[SaveOptions].output_dir))
@@ -110,13 +103,9 @@ def plan_only(arch: Architecture, options: OptionSet) -> None:
 def train(arch: Architecture, options: OptionSet) -> RunResult:
     """Train a network and save it. Checks everything that can be checked before the models are loaded."""
     accelerator = make_accelerator(options)
-    set_up_logging(options[LogOptions].console_log_level, options[LogOptions].console_log_file, accelerator.is_main_process)
-    for sentence in without_effect(options):
-        logger.warning("%s", sentence)
-    check_network_arguments(arch, options[NetworkOptions])
-    if options[PrecisionOptions].blocks_to_swap and not arch.has_blocks:
-        raise ValueError(f"--blocks_to_swap: the denoiser of {arch.title} has no row of blocks that could be swapped; leave it out")
-    saver = Saver(options[SaveOptions])
+    options[LogOptions].set_up(is_main=accelerator.is_main_process)
+    check_together(arch, options, accelerator)
+    saver = Saver(options[SaveOptions], options[PrecisionOptions].adapter_dtype)
     seed = resolved_seed(options[RunOptions].seed)
     data = load_data(arch, options, seed)
     for sentence in without_pictures(options[ValidationOptions], data):
@@ -130,7 +119,7 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
             train_epoch(run, epoch, batches)
             if saver.due_after_epoch(epoch, run.length.epochs):
                 save(run, saver.epoch_file(epoch), epoch)
-                saver.remove_old_epochs(epoch)
+                saver.remove_old_epochs(epoch, run.length.epochs)
             if options[ValidationOptions].due_after_epoch(epoch):
                 measure_validation(run, "epoch")
             if previews.due_after_epoch(epoch):
@@ -138,43 +127,6 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     save(run, saver.final_file(), run.length.epochs)
     accelerator.end_training()
     return RunResult(losses=run.progress.losses, file=saver.final_file())
-
-
-def set_up(
-    arch: Architecture, options: OptionSet, accelerator: Accelerator, data: TrainingData, seed: int, saver: Saver, previews: Previews
-) -> Run:
-    """Load the models, fill the caches, build network, optimizer and schedule."""
-    precision = options[PrecisionOptions]
-    model_options = options[arch.ModelOptions]
-    length = settle_length(options[RunOptions], data, accelerator.num_processes)
-    models = load_models(arch, options, accelerator.device)
-    tell_cut_captions(arch, models, data, model_options)
-    merge_base_weights(models, options[NetworkOptions])
-    fill_caches(arch, models, data, options, accelerator)
-    if precision.fp8_base:  # before the network is made: DoRA measures the weights it will train on
-        logger.info("fp8: the weights of %d layers of the denoiser are stored as float8_e4m3fn", store_as_fp8(models.denoiser))
-    trained = build_trained_network(models, options[NetworkOptions], options[OptimizerOptions], text_is_cached=data.has_cached_text)
-    if precision.gradient_checkpointing:
-        checkpoint_gradients(models.denoiser, models.text_encoders if trained.trains_text_encoders else [])
-    encoders = [] if data.has_cached_text else models.text_encoders
-    model = TrainingModel(arch, models.denoiser, encoders, trained.network, trains_text_encoders=trained.trains_text_encoders)
-    optimizer = build_optimizer(trained.groups, options[OptimizerOptions])
-    schedule = build_schedule(optimizer, options[ScheduleOptions], length.steps)
-    if precision.blocks_to_swap:
-        BlockSwap(arch.blocks(models.denoiser), precision.blocks_to_swap, accelerator.device).place(model)
-    prepared, optimizer = accelerator.prepare(model, optimizer, device_placement=[not precision.blocks_to_swap, True])
-    context = StepContext(
-        arch=arch, process=arch.noise_process(options[arch.NoiseOptions]), model=prepared, vae=models.vae, tokenizers=models.tokenizers,
-        model_options=model_options, loss=options[LossOptions], seed=seed, device=accelerator.device,
-    )  # fmt: skip
-    run = Run(
-        accelerator=accelerator, arch=arch, options=options, data=data, context=context, trained=trained, optimizer=optimizer,
-        schedule=schedule, length=length, saver=saver, previews=previews,
-        progress=Progress(length.steps, length.steps_per_epoch, accelerator.is_local_main_process),
-    )  # fmt: skip
-    run.metadata = describe(run, seed)
-    _announce(run)
-    return run
 
 
 def train_epoch(run: Run, epoch: int, batches: Iterable[Batch]) -> None:
@@ -209,11 +161,12 @@ def update(run: Run, batches: list[Batch]) -> None:
                     f"the loss became {total} at step {run.step + 1} with the images {', '.join(batch.images)}; nothing was updated"
                 )
             accelerator.backward(loss / len(batches))
-    clip = run.options[OptimizerOptions].max_grad_norm
-    if clip > 0:
-        accelerator.clip_grad_norm_(run.trained.parameters, clip)
-    run.optimizer.step()
-    rates = dict(zip(run.trained.group_names, map(float, run.schedule.get_last_lr()), strict=True))
+    options = run.options[OptimizerOptions]
+    if not options.fused_backward_pass:  # else the backward pass has stepped every weight
+        if options.max_grad_norm > 0:
+            accelerator.clip_grad_norm_(run.trained.parameters, options.max_grad_norm)
+        run.optimizer.step()
+    rates = effective_rates(run.optimizer, run.trained.group_names)
     run.schedule.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.step += 1
@@ -237,7 +190,8 @@ def save(run: Run, path: Path, epoch: int) -> None:
     if run.accelerator.is_main_process:
         no_metadata = run.options[MetadataOptions].no_metadata
         entries = file_metadata(run.metadata, steps=run.step, epoch=epoch, no_metadata=no_metadata)
-        run.trained.network.save_weights(str(path), run.saver.dtype, entries)
+        with averaged(run.optimizer):
+            run.trained.network.save_weights(str(path), run.saver.dtype, entries)
         logger.info("saved %s (step %d)", path, run.step)
     run.accelerator.wait_for_everyone()
 
@@ -250,7 +204,7 @@ def preview(run: Run, moment: str) -> None:
         generator = Generator(
             arch=run.arch, models=run.trained.models, model_options=context.model_options, device=accelerator.device, dtype=torch.float32
         )
-        with accelerator.autocast():
+        with accelerator.autocast(), averaged(run.optimizer):
             run.previews.draw(generator, run.trained.network, moment, text_is_fixed=not run.trained.trains_text_encoders)
     accelerator.wait_for_everyone()
 
@@ -259,32 +213,19 @@ def measure_validation(run: Run, moment: Literal["step", "epoch"]) -> None:
     """Log the loss on the images that are held out, where there are any; `moment` is what ended."""
     if run.data.validation is not None:
         most = run.options[ValidationOptions].max_validation_steps
-        run.accelerator.log(validate(run.context, run.data.validation, run.accelerator, moment, most=most), step=run.step)
+        with averaged(run.optimizer):
+            figures = validate(run.context, run.data.validation, run.accelerator, moment, most=most)
+        run.accelerator.log(figures, step=run.step)
 
 
-def describe(run: Run, seed: int) -> dict[str, str]:
-    """The metadata that all files of this run share."""
-    options = run.options[OptimizerOptions]
-    return run_metadata(
-        Facts(
-            arch=run.arch,
-            process=run.context.process,
-            options=run.options,
-            seed=seed,
-            network=run.options[NetworkOptions],
-            optimizer=run.optimizer,
-            optimizer_arguments=optimizer_arguments(optimizer_class(options.optimizer_type), options.optimizer_args),
-            total_steps=run.length.steps,
-            epochs=run.length.epochs,
-            batches_per_epoch=run.data.batches_per_epoch(run.accelerator.num_processes),
-            model_entries=run.arch.metadata(run.options[run.arch.ModelOptions]),
-            data_entries=dataset_metadata(run.data),
-            resolution=run.data.resolution,
-        )
-    )
+# Small parts
 
 
-# The loop's small parts
+def _only_process(options: OptionSet) -> PartialState:
+    """The processes there are, as the `Accelerator` of a run would find them, with logging set up."""
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+    options[LogOptions].set_up(is_main=state.is_main_process)
+    return state
 
 
 def _grouped(batches: Iterable[Batch], size: int) -> Iterator[list[Batch]]:
@@ -308,8 +249,3 @@ def _tell_ways(network: TrainableNetwork) -> None:
     ways = ", ".join(f"{way} {count}" for way, count in sorted(network.ways_taken().items()))
     if ways:
         logger.info("ways to the deltas, and of how many layers: %s", ways)
-
-
-def _announce(run: Run) -> None:
-    logger.info("%s: %d steps; an epoch has %d; %d epochs", run.arch.title, run.length.steps, run.length.steps_per_epoch, run.length.epochs)
-    logger.info("writing %s", run.saver.final_file())

@@ -24,22 +24,34 @@ class SaveOptions:
 
     output_dir: str = option(help="folder for the trained files; made if missing")
     output_name: str | None = option(None, help="name of the files without extension; last, epoch, at where absent")
-    save_precision: Literal["float", "fp16", "bf16"] | None = option(None, help="dtype of the saved weights; fp32 where absent")
+    save_precision: Literal["float", "fp16", "bf16"] | None = option(
+        None, help="dtype of the saved weights; as they are trained where absent"
+    )
     save_model_as: Literal["safetensors"] = option("safetensors", help="file format; pickles are not written")
     save_every_n_epochs: int | None = option(None, help="also save after every n epochs")
     save_every_n_steps: int | None = option(None, help="also save after every n optimizer steps")
+    save_n_epoch_ratio: int | None = option(
+        None, help="also save at least n times in the run, after epochs; in place of --save_every_n_epochs"
+    )
     save_last_n_epochs: int | None = option(None, help="keep the epoch files of the last n epochs only")
     save_last_n_steps: int | None = option(None, help="keep the step files of the last n steps only")
 
+    def dtype(self, trained: torch.dtype) -> torch.dtype:
+        """The dtype of saved weights that train in `trained`."""
+        return trained if self.save_precision is None else dtype_named(self.save_precision)
+
     def check(self) -> Iterable[str]:
         """What is wrong: zero intervals, a rotation without what it rotates, a name that is a path."""
-        for name in ("save_every_n_epochs", "save_every_n_steps", "save_last_n_epochs", "save_last_n_steps"):
+        for name in ("save_every_n_epochs", "save_n_epoch_ratio", "save_every_n_steps", "save_last_n_epochs", "save_last_n_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 yield f"--{name} {value}: must be at least 1"
-        for unit in ("epochs", "steps"):
-            if getattr(self, f"save_last_n_{unit}") is not None and getattr(self, f"save_every_n_{unit}") is None:
-                yield f"--save_last_n_{unit} has no effect without --save_every_n_{unit}"
+        if self.save_every_n_epochs is not None and self.save_n_epoch_ratio is not None:
+            yield "--save_every_n_epochs and --save_n_epoch_ratio exclude each other: both say after which epochs"
+        if self.save_last_n_epochs is not None and self.save_every_n_epochs is None and self.save_n_epoch_ratio is None:
+            yield "--save_last_n_epochs has no effect without --save_every_n_epochs or --save_n_epoch_ratio"
+        if self.save_last_n_steps is not None and self.save_every_n_steps is None:
+            yield "--save_last_n_steps has no effect without --save_every_n_steps"
         if self.output_name is not None and Path(self.output_name).name != self.output_name:
             yield f"--output_name {self.output_name}: a name without folders; put the folder into --output_dir"
 
@@ -47,13 +59,13 @@ class SaveOptions:
 class Saver:
     """Knows the files of one run. Raises `ValueError` at once where the output folder cannot be written to or is full."""
 
-    def __init__(self, options: SaveOptions) -> None:
+    def __init__(self, options: SaveOptions, trained_dtype: torch.dtype = torch.float32) -> None:
         self.options = options
         self.folder = writable_folder(options.output_dir, "--output_dir")
         free = shutil.disk_usage(self.folder).free
         if free < FREE_SPACE:
             raise ValueError(f"--output_dir {self.folder}: only {free // 2**20} MB free on this disk; make room or choose another folder")
-        self.dtype = torch.float32 if options.save_precision is None else dtype_named(options.save_precision)
+        self.dtype = options.dtype(trained_dtype)
 
     def final_file(self) -> Path:
         """The trained network: `<output_name>.safetensors`, `last.safetensors` without a name."""
@@ -71,13 +83,19 @@ class Saver:
         """Shall the network be saved after this step?"""
         return bool(self.options.save_every_n_steps) and step % (self.options.save_every_n_steps or 1) == 0
 
+    def every_n_epochs(self, last_epoch: int) -> int | None:
+        """After how many epochs of a run of `last_epoch` the network is saved, or None."""
+        ratio = self.options.save_n_epoch_ratio
+        return self.options.save_every_n_epochs if ratio is None else max(1, last_epoch // ratio)
+
     def due_after_epoch(self, epoch: int, last_epoch: int) -> bool:
         """Shall the network be saved after this epoch? Not after the last: that is the final file."""
-        return bool(self.options.save_every_n_epochs) and epoch < last_epoch and epoch % (self.options.save_every_n_epochs or 1) == 0
+        every = self.every_n_epochs(last_epoch)
+        return every is not None and epoch < last_epoch and epoch % every == 0
 
-    def remove_old_epochs(self, epoch: int) -> None:
+    def remove_old_epochs(self, epoch: int, last_epoch: int) -> None:
         """Remove the epoch file that falls out of `--save_last_n_epochs` once the file of `epoch` is safe."""
-        every, keep = self.options.save_every_n_epochs, self.options.save_last_n_epochs
+        every, keep = self.every_n_epochs(last_epoch), self.options.save_last_n_epochs
         if every and keep:
             _remove(self.epoch_file(epoch - every * keep))
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from library.core.keyed_random import keyed_generator, keyed_seed
 from library.data.batch import Batch, Sizes, TextStates
-from library.diffusion.loss import LossOptions, weigh
+from library.diffusion.loss import LossOptions, huber_thresholds, weigh
+from library.diffusion.noise import perturbed, shaped
 from library.diffusion.process import NoiseProcess
 from library.models.architecture import Architecture, Tokens
 from library.training.model import TrainingModel
@@ -42,19 +43,26 @@ class StepContext:
 class Drawn:
     """What chance gave a batch: noise in the shape of its latents, and a timestep for each sample (batch,)."""
 
-    noise: Tensor
+    noise: Tensor  # that the target is made of
     timesteps: Tensor
+    mixed_in: Tensor | None = None  # the noise of the input, where it is another
 
     @classmethod
-    def of(cls, process: NoiseProcess, shape: Sequence[int], generators: Sequence[torch.Generator]) -> "Drawn":
-        """Noise and then a timestep for latents of `shape`, each sample's from its own generator, on the CPU."""
-        noise = [torch.randn(shape[1:], generator=generator) for generator in generators]
+    def of(cls, process: NoiseProcess, latents: Tensor, generators: Sequence[torch.Generator]) -> "Drawn":
+        """Noise and then a timestep for these latents, each sample's from its own generator, on the CPU; then what shapes its noise."""
+        options, shape = process.noise_options, latents.shape
+        plain = [torch.randn(shape[1:], generator=generator) for generator in generators]
         timesteps = [process.timesteps((1, *shape[1:]), generator) for generator in generators]
-        return cls(noise=torch.stack(noise), timesteps=torch.cat(timesteps))
+        noise = [shaped(own, row, options, generator) for own, row, generator in zip(plain, latents, generators, strict=True)]
+        mixed_in = [perturbed(own, options, generator) for own, generator in zip(noise, generators, strict=True)]
+        return cls(
+            noise=torch.stack(noise), timesteps=torch.cat(timesteps), mixed_in=torch.stack(mixed_in) if options.ip_noise_gamma else None
+        )
 
     def to(self, device: torch.device | str) -> "Drawn":
         """The same on another device."""
-        return Drawn(noise=self.noise.to(device, non_blocking=True), timesteps=self.timesteps.to(device, non_blocking=True))
+        noise, timesteps = (tensor.to(device, non_blocking=True) for tensor in (self.noise, self.timesteps))
+        return Drawn(noise=noise, timesteps=timesteps, mixed_in=self.mixed_in if self.mixed_in is None else self.mixed_in.to(device))
 
 
 def batch_loss(context: StepContext, batch: Batch) -> Tensor:
@@ -66,13 +74,13 @@ def batch_loss(context: StepContext, batch: Batch) -> Tensor:
     torch.manual_seed(keyed_seed(context.seed, "dropout", batch.epoch, batch.position))
     latents = latents_of(context, batch)
     generators = [keyed_generator(context.seed, "noise", batch.epoch, *draw) for draw in batch.draws]
-    return loss_at(context, batch, latents, Drawn.of(context.process, latents.shape, generators))
+    return loss_at(context, batch, latents, Drawn.of(context.process, latents, generators))
 
 
 def loss_at(context: StepContext, batch: Batch, latents: Tensor, drawn: Drawn) -> Tensor:
     """The loss of a batch for latents, noise and timesteps that are given, a scalar."""
     process, drawn = context.process, drawn.to(context.device)
-    noisy = process.corrupt(latents, drawn.noise, drawn.timesteps)
+    noisy = process.corrupt(latents, drawn.noise if drawn.mixed_in is None else drawn.mixed_in, drawn.timesteps)
     target = process.target(latents, drawn.noise, drawn.timesteps)
     text, sizes = _text(context, batch), batch.sizes.to(context.device)
     if batch.preserves is not None and batch.preserves.any():
@@ -83,7 +91,7 @@ def loss_at(context: StepContext, batch: Batch, latents: Tensor, drawn: Drawn) -
     guess = context.model(noisy, drawn.timesteps, text, sizes)
     weights = batch.loss_weights.to(context.device, non_blocking=True) * process.loss_weights(drawn.timesteps)
     mask = None if batch.mask is None else batch.mask.to(context.device, non_blocking=True)
-    return weigh(guess, target, weights, context.loss, mask)
+    return weigh(guess, target, weights, context.loss, mask, thresholds=huber_thresholds(process, drawn.timesteps, context.loss))
 
 
 def latents_of(context: StepContext, batch: Batch) -> Tensor:

@@ -16,6 +16,7 @@ from library.core.options import option
 from library.data.batch import Batch
 from library.data.dataset import TrainingData
 from library.data.loader import batch_loader, workers_for
+from library.diffusion.noise import shaped
 from library.training.step import Drawn, StepContext, acting_at, latents_of, loss_at
 
 logger = get_logger(__name__)
@@ -80,14 +81,16 @@ def validate(
     return {f"loss/validation/{moment}_average": total / count}
 
 
-def fixed_draws(context: StepContext, batch: Batch, shape: torch.Size) -> list[Drawn]:
-    """What chance gives the pictures of a batch of latents in `shape`: `LEVELS` times a noise and a timestep, the same for ever.
+def fixed_draws(context: StepContext, batch: Batch, latents: Tensor) -> list[Drawn]:
+    """What chance gives the pictures of a batch with these latents: `LEVELS` times a noise and a timestep, the same for ever.
 
-    The timesteps are stratified: of many that training could draw one comes from the lowest quarter, one from the next, and so on.
+    The timesteps are stratified: of many that training could draw one comes from the lowest quarter, one from the next, and so on. The
+    noise is shaped as training shapes it, since that is what the model learns to predict; `--ip_noise_gamma`, which only makes training
+    harder, is left out as dropouts are.
     """
     generators = [keyed_generator(SEED, "validation", image) for image, _ in batch.draws]
-    timesteps = torch.stack([_levels(context, shape, generator) for generator in generators], 1)
-    noises = torch.stack([torch.randn(LEVELS, *shape[1:], generator=generator) for generator in generators], 1)
+    timesteps = torch.stack([_levels(context, latents.shape, generator) for generator in generators], 1)
+    noises = torch.stack([_noises(context, own, generator) for own, generator in zip(latents, generators, strict=True)], 1)
     return [Drawn(noise=noise, timesteps=level) for noise, level in zip(noises, timesteps, strict=True)]
 
 
@@ -100,11 +103,17 @@ def _levels(context: StepContext, shape: torch.Size, generator: torch.Generator)
     return drawn[torch.arange(LEVELS), torch.randint(DRAWS, (LEVELS,), generator=generator)]
 
 
+def _noises(context: StepContext, latents: Tensor, generator: torch.Generator) -> Tensor:
+    """Noises (LEVELS, channels, height, width) for the latents of a picture."""
+    plain = torch.randn(LEVELS, *latents.shape, generator=generator)
+    return torch.stack([shaped(noise, latents, context.process.noise_options, generator) for noise in plain])
+
+
 def _summed_loss(context: StepContext, batch: Batch) -> float:
     """The losses of a batch's pictures, each the mean over its timesteps, summed."""
     latents = latents_of(context, batch)
     with acting_at(context, batch.network_multiplier):
-        losses = [loss_at(context, batch, latents, drawn) for drawn in fixed_draws(context, batch, latents.shape)]
+        losses = [loss_at(context, batch, latents, drawn) for drawn in fixed_draws(context, batch, latents)]
     return float(torch.stack(losses).mean()) * len(batch.images)
 
 

@@ -86,7 +86,7 @@ class _RankedLinear(torch.autograd.Function):
                 y.view(-1, up.shape[0]).addmm_(mixed, up.t(), beta=beta, alpha=scale)
 
             y = joined_product(rows, weight, bias, w1.shape[0] * left.shape[0], write)
-        is_small = hidden.shape[1] * hidden.shape[2] <= KEPT_SHARE * rows.shape[1]
+        is_small = not torch.compiler.is_compiling() and hidden.shape[1] * hidden.shape[2] <= KEPT_SHARE * rows.shape[1]
         ctx.save_for_backward(x, weight, hidden if is_small else None, w1, left, right)
         ctx.scale, ctx.is_fused = scale, is_fused
         return from_rows(y if dtype == x.dtype else y.to(x.dtype), x)

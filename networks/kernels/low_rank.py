@@ -77,7 +77,7 @@ class _Linear(torch.autograd.Function):
                 y = extended_linear(rows, weight.to(dtype), None if bias is None else bias.to(dtype), hidden, up, scale)
             else:
                 y = joined_product(rows, weight, bias, up.shape[0], lambda y, beta: y.addmm_(hidden, up.t(), beta=beta, alpha=scale))
-        is_small = hidden.shape[1] <= KEPT_SHARE * rows.shape[1]
+        is_small = not torch.compiler.is_compiling() and hidden.shape[1] <= KEPT_SHARE * rows.shape[1]
         ctx.save_for_backward(x, weight, hidden if is_small else None, *factors)
         ctx.scale, ctx.is_fused = scale, is_fused
         return from_rows(y if dtype == x.dtype else y.to(x.dtype), x)
@@ -118,7 +118,7 @@ class _Convolved(torch.autograd.Function):
                 y *= scale
             else:
                 y = shape.apply(images, weight.to(dtype), None if bias is None else bias.to(dtype)).add_(y, alpha=scale)
-        is_small = hidden.numel() <= KEPT_SHARE * x.numel()
+        is_small = not torch.compiler.is_compiling() and hidden.numel() <= KEPT_SHARE * x.numel()
         ctx.save_for_backward(x, weight, hidden if is_small else None, *factors)
         ctx.scale, ctx.shape = scale, shape
         return y.to(x.dtype)

@@ -37,7 +37,7 @@ class Base(NamedTuple):
 
 
 NO_BASE = (None, None, 1.0)  # a delta alone
-KEPT_SHARE = 0.1  # what may be kept beside the input, as a share of it; more is computed again
+KEPT_SHARE = 0.1  # what may be kept beside the input, as a share of it; more is computed again. Compilers decide by themselves
 
 
 def working_dtype(dtype: torch.dtype, device_type: str) -> torch.dtype:

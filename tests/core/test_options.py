@@ -147,3 +147,105 @@ def test_what_the_screen_cannot_show_is_printed_as_its_code(monkeypatch: pytest.
     monkeypatch.setattr("sys.stdout", screen)
     run_script(lambda argv: print("red \U0001f408", flush=True))
     assert screen.buffer.getvalue() == b"red \\U0001f408\n"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# Files of options
+
+
+def write(folder: Path, text: str, name: str = "options.toml") -> str:
+    file = folder / name
+    file.write_text(text)
+    return str(file)
+
+
+def presets_of(folder: Path, text: str) -> dict[str, Path]:
+    return {"small": Path(write(folder, text, "small.toml"))}
+
+
+def test_a_preset_is_below_the_config_file_and_that_below_the_command_line(tmp_path: Path) -> None:
+    presets = presets_of(tmp_path, 'legs = 1\nweight = 1.0\nvoice = "meow"\n')
+    config = write(tmp_path, "legs = 2\nweight = 2.0\n")
+    argv = ["--name", "Rex", "--preset", "small", "--config_file", config, "--legs", "3"]
+    options = parse_command_line([Animal], argv, prog="test", about="test", presets=presets)
+    assert options[Animal] == Animal(name="Rex", legs=3, weight=2.0, voice="meow")
+
+
+def test_a_preset_of_the_users_own_is_a_file(tmp_path: Path) -> None:
+    options = parse_command_line(
+        [Animal], ["--name", "Rex", "--preset", write(tmp_path, "legs = 7")], prog="t", about="t", presets=presets_of(tmp_path, "")
+    )
+    assert options[Animal].legs == 7
+
+
+def test_a_misspelt_preset_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="--preset: unknown preset 'smal'; did you mean 'small'"):
+        parse_command_line([Animal], ["--name", "Rex", "--preset", "smal"], prog="t", about="t", presets=presets_of(tmp_path, ""))
+
+
+def test_a_mistake_in_a_preset_names_file_and_line(tmp_path: Path) -> None:
+    presets = presets_of(tmp_path, "legs = 1\nweigth = 2\n")
+    with pytest.raises(OptionError, match=r"small\.toml line 2 \(weigth\): unknown option 'weigth'; did you mean 'weight'"):
+        parse_command_line([Animal], ["--name", "Rex", "--preset", "small"], prog="t", about="t", presets=presets)
+
+
+def test_an_option_twice_in_a_file_is_an_error(tmp_path: Path) -> None:
+    config = write(tmp_path, "legs = 2\n[other]\nlegs = 3\n")
+    assert any("given twice" in problem for problem in problems("--name", "Rex", "--config_file", config))
+
+
+def test_a_flag_is_switched_off_over_a_file(tmp_path: Path) -> None:
+    assert parse("--name", "Rex", "--config_file", write(tmp_path, "tame = true"), "--no-tame").tame is False
+
+
+def test_a_retired_option_in_a_file_is_refused_unless_it_asks_for_nothing(tmp_path: Path) -> None:
+    config = write(tmp_path, "fur = 2\n")
+    refuse = {"fur": "retired"}
+    argv = ["--name", "Rex", "--config_file", config]
+    assert problems(*argv, refuse=refuse) == [f"{config} line 1 (fur): retired"]
+    assert parse_command_line([Animal], argv, prog="t", about="t", refuse=refuse, idle={"fur": 2})[Animal].name == "Rex"
+
+
+def test_only_what_differs_from_the_default_counts_as_given_in_a_file(tmp_path: Path) -> None:
+    config = write(tmp_path, "legs = 4\nweight = 2.0\n")
+    argv = ["--name", "Rex", "--config_file", config, "--voice", "bark"]
+    assert parse_command_line([Animal], argv, prog="t", about="t").given == {"name", "weight", "voice"}
+
+
+def test_the_written_config_file_gives_the_same_options_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "new.toml"
+    argv = ["--name", 'R"x\\ \u00e4', "--weight", "1e-6", "--tame", "--foods", "meat", "fi sh", "--voice", "meow"]
+    with pytest.raises(SystemExit) as ended:
+        parse(*argv, "--output_config", "--config_file", str(file))
+    assert ended.value.code == 0 and str(file) in capsys.readouterr().err
+    assert parse("--config_file", str(file)) == parse(*argv)
+
+
+def test_a_written_config_file_shows_what_is_not_set(tmp_path: Path) -> None:
+    file = tmp_path / "new.toml"
+    with pytest.raises(SystemExit):
+        parse("--name", "Rex", "--output_config", "--config_file", str(file))
+    assert "# how many\n# legs = 4\n" in file.read_text()
+
+
+def test_an_existing_config_file_is_not_written_over(tmp_path: Path) -> None:
+    config = write(tmp_path, "legs = 2\n")
+    assert problems("--name", "Rex", "--output_config", "--config_file", config) == [
+        f"--output_config: {config} exists already; name a new file with --config_file"
+    ]
+
+
+def test_output_config_without_a_file_says_what_it_needs() -> None:
+    assert problems("--name", "Rex", "--output_config") == ["--output_config: name the file to write with --config_file"]
+
+
+@dataclass(kw_only=True, frozen=True)
+class Picky:
+    """Many choices."""
+
+    colour: Literal["red", "green", "blue", "yellow", "violet", "orange"] = option("red", help="which")
+
+
+def test_help_shows_long_lists_of_choices(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command_line([Picky], ["-h"], prog="test", about="test")
+    assert "red|green|blue|yellow|violet|orange" in capsys.readouterr().out.replace("\n", "").replace(" ", "")

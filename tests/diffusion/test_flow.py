@@ -100,6 +100,12 @@ def test_every_sampling_keeps_to_the_range_of_timesteps(sampling: str) -> None:
     assert s.min() >= 0.25 and s.max() <= 0.5 and s.std() > 0.02
 
 
+def test_places_are_counted_from_0_to_1000_and_know_their_noise() -> None:
+    s = torch.tensor([0.0, 0.25, 0.999, 1.0])
+    torch.testing.assert_close(FlowProcess().counted(s), 1000 * s)
+    torch.testing.assert_close(FlowProcess().sigmas(s), torch.tensor([0.0, 1 / 3, 999.0, math.inf]), rtol=1e-4, atol=0)
+
+
 def test_eulers_method_finds_the_picture_that_a_perfect_denoiser_knows() -> None:
     torch.manual_seed(0)
     picture, latents = torch.randn(1, 16, 4, 4), torch.randn(1, 16, 4, 4)
@@ -121,6 +127,9 @@ def test_what_a_flow_has_not_is_refused(name: str, shift: float) -> None:
 
 
 IN_VAIN = {
+    "noise_offset_random_strength": [],
+    "multires_noise_discount": ["0.5"],
+    "ip_noise_gamma_random_strength": [],
     "discrete_flow_shift": ["3"],
     "sigmoid_scale": ["2", "--timestep_sampling", "uniform"],
     "weighting_scheme": ["mode"],

@@ -1,4 +1,4 @@
-"""The loss under a mask."""
+"""The loss: errors, weights and masks."""
 
 import pytest
 import torch
@@ -13,6 +13,19 @@ WEIGHTS = torch.tensor([1.0, 0.5, 0.0])
 def pair(seed: int = 0) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(3, 4, 6, 8, generator=generator), torch.randn(3, 4, 6, 8, generator=generator)
+
+
+def test_loss_is_the_weighted_mean_of_the_samples() -> None:
+    guess, target = pair()
+    errors = (guess - target).square().mean((1, 2, 3))
+    torch.testing.assert_close(weigh(guess, target, WEIGHTS, LossOptions()), (errors * WEIGHTS).mean())
+    errors = (guess - target).abs().mean((1, 2, 3))
+    torch.testing.assert_close(weigh(guess, target, WEIGHTS, LossOptions(loss_type="l1")), (errors * WEIGHTS).mean())
+
+
+def test_loss_of_half_precision_guesses_is_taken_in_fp32() -> None:
+    guess = torch.full((1, 4, 64, 64), 200.0, dtype=torch.float16)
+    assert weigh(guess, torch.full_like(guess, -200.0), torch.ones(1), LossOptions()).item() == 160000.0
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.loss_type)

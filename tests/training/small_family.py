@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 
 from library.core.command_line import OptionSet, parse_command_line
 from library.models.architecture import Architecture
-from library.training.not_yet import NOT_YET
+from library.training.retired import refused_options
 from library.training.run import RunResult, option_groups, train
 
 
@@ -25,7 +25,7 @@ class SmallFamily:
             "--output_name", "net", "--network_module", module, "--network_dim", "2", "--seed", "1", "--learning_rate", "1e-2",
             "--max_data_loader_n_workers", "0", *extra,
         ]  # fmt: skip
-        return parse_command_line(option_groups(self.arch), argv, prog="test", about="test", refuse={**NOT_YET, **self.arch.refused})
+        return parse_command_line(option_groups(self.arch), argv, prog="test", about="test", refuse=refused_options(self.arch))
 
     def run(self, images: Path, output: Path, *extra: str, module: str = "networks.loha") -> RunResult:
         """Train. Accelerate keeps one state a process; a script starts anew for each run, and so does this."""

@@ -69,7 +69,7 @@ def test_opposite_strengths_pull_a_new_network_in_opposite_directions() -> None:
 
 
 def drawn_for(context: StepContext, latents: Tensor) -> Drawn:
-    return Drawn.of(context.process, latents.shape, [torch.Generator().manual_seed(n) for n in range(len(latents))])
+    return Drawn.of(context.process, latents, [torch.Generator().manual_seed(n) for n in range(len(latents))])
 
 
 def test_preserved_samples_aim_at_the_base_and_the_others_at_the_noise() -> None:

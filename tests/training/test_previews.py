@@ -98,7 +98,6 @@ def test_a_flow_shift_is_refused_for_a_model_without_a_flow(sdxl: SmallFamily, i
         ({"sample_every_n_steps": 3}, "--sample_every_n_steps has no effect without --sample_prompts"),
         ({"sample_prompts": "p.txt"}, "--sample_prompts has no effect without --sample_every_n_steps"),
         ({"sample_prompts": "p.txt", "sample_every_n_epochs": 0}, "--sample_every_n_epochs 0: must be at least 1"),
-        ({"sample_prompts": "p.toml", "sample_at_first": True}, "only text files are read yet"),
     ],
 )
 def test_options_that_do_not_fit_each_other_are_refused(given: dict, problem: str) -> None:

@@ -117,7 +117,7 @@ def test_swapped_blocks_change_no_loss(
 ) -> None:
     """Emulated: a CPU as its own device. The hooks, the placing and the adapters on swapped blocks are those of a GPU."""
     plain = anima.run(images, tmp_path / "a", "--max_train_steps", "3", *extra).losses
-    monkeypatch.setattr("library.training.precision.swap_refusal", lambda device: None)
+    monkeypatch.setattr("library.training.memory.options.swap_refusal", lambda device: None)
     swapped = anima.run(images, tmp_path / "b", "--max_train_steps", "3", "--blocks_to_swap", "2", *extra).losses
     assert swapped == plain
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from toy_step import seen_by, toy_batch, toy_context
 
+from library.diffusion.ddpm import DDPMProcess
 from library.diffusion.flow import FlowOptions, FlowProcess
-from library.diffusion.process import DDPMProcess, NoiseProcess
+from library.diffusion.process import NoiseProcess
 from library.training.step import batch_loss
 
 SIGMA = FlowOptions(timestep_sampling="sigma", weighting_scheme="logit_normal")

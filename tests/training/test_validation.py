@@ -19,8 +19,9 @@ from toy_step import seen_by, toy_batch, toy_context
 from library.core.tensor_file import load_tensors
 from library.data.batch import Batch
 from library.data.dataset import TrainingData
+from library.diffusion.ddpm import DDPMProcess
 from library.diffusion.flow import FlowProcess
-from library.diffusion.process import DDPMProcess, NoiseProcess
+from library.diffusion.process import NoiseProcess
 from library.training.step import StepContext, batch_loss
 from library.training.validation import LEVELS, ValidationOptions, fixed_draws, validate
 from networks.extras import Dropouts
@@ -134,9 +135,9 @@ def test_max_validation_steps_bounds_the_batches_of_all_ranks_together() -> None
 @pytest.mark.parametrize("process", [DDPMProcess, FlowProcess])
 def test_each_picture_is_seen_once_in_each_quarter_of_the_timesteps_that_training_draws(process: type[NoiseProcess]) -> None:
     context = toy_context(process())
-    shape = torch.Size((50, 4, 6, 6))
+    latents = torch.zeros(50, 4, 6, 6)
     batch = toy_batch([(image, 0) for image in range(50)])
-    drawn = torch.stack([drawn.timesteps for drawn in fixed_draws(context, batch, shape)]).float()
+    drawn = torch.stack([drawn.timesteps for drawn in fixed_draws(context, batch, latents)]).float()
     expected = context.process.timesteps((100_000, 4, 6, 6), torch.Generator().manual_seed(1)).float()
     quarters = expected.quantile(torch.linspace(0, 1, LEVELS + 1))
     places = torch.bucketize(drawn.mean(1), quarters)
@@ -148,7 +149,7 @@ def test_each_picture_is_seen_once_in_each_quarter_of_the_timesteps_that_trainin
 
 def test_levels_have_noise_of_their_own() -> None:
     context = toy_context()
-    noises = [drawn.noise for drawn in fixed_draws(context, toy_batch([(0, 0)]), torch.Size((1, 4, 6, 6)))]
+    noises = [drawn.noise for drawn in fixed_draws(context, toy_batch([(0, 0)]), torch.zeros(1, 4, 6, 6))]
     assert len({float(noise.sum()) for noise in noises}) == LEVELS
     assert len(seen_by(context)) == 0
 

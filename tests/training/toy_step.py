@@ -9,8 +9,9 @@ from torch.utils.checkpoint import checkpoint
 
 import networks
 from library.data.batch import Batch, Sizes, TextStates
+from library.diffusion.ddpm import DDPMProcess
 from library.diffusion.loss import LossOptions
-from library.diffusion.process import DDPMProcess, NoiseProcess
+from library.diffusion.process import NoiseProcess
 from library.models.architecture import Architecture
 from library.training.model import TrainingModel
 from library.training.step import StepContext

@@ -114,6 +114,18 @@ class TimeFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Section:
+    """What a plan says beyond the data, as a table: all rows for files, a digest for a terminal, and the numbers behind them."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    digest: tuple[tuple[str, ...], ...] | None = None  # rows for a terminal under the same header; `rows` where absent
+    lines: tuple[str, ...] = ()  # sentences below the table
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that an inspection found."""
 
@@ -122,6 +134,7 @@ class Report:
     captions: CaptionFacts | None = None
     caches: tuple[CacheFacts, ...] = ()
     time: TimeFacts | None = None
+    sections: tuple[Section, ...] = ()  # of a plan: the network, memory
     run: dict[str, int] = field(default_factory=dict)  # batches and steps an epoch, steps of the run where known
 
     def of_level(self, level: Level) -> list[Finding]:

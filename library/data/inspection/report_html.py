@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from html import escape
 
 from library.data.inspection.contact_sheet import Sheet, Shot
-from library.data.inspection.findings import LEVELS, CaptionFacts, DatasetFacts, Report
+from library.data.inspection.findings import LEVELS, CaptionFacts, DatasetFacts, Report, Section
 from library.data.inspection.page_style import STYLE
 from library.data.inspection.report_text import CACHE_HEADER, cache_row, counted, size_name, time_sentence, totals
 
@@ -25,6 +25,7 @@ def report_html(report: Report, sheets: Iterable[Sheet], title: str = "dataset")
             *(line for facts in report.datasets for line in _dataset(facts)),
             *([*_captions(report.captions)] if report.captions is not None else []),
             *_costs(report),
+            *(line for section in report.sections for line in _section(section)),
             *(line for sheet in sheets for line in _sheet(sheet)),
             "</main></body></html>",
             "",
@@ -112,6 +113,17 @@ def _costs(report: Report) -> Iterator[str]:
         yield f"<section><h2>Caches and time</h2>{html_table(CACHE_HEADER, map(cache_row, report.caches))}</section>"
     if report.time is not None:
         yield f"<p>{escape(time_sentence(report.time))}</p>"
+
+
+def _section(section: Section) -> Iterator[str]:
+    yield f"<section><h2>{escape(section.title)}</h2>"
+    if section.digest is None:
+        yield html_table(section.header, section.rows)
+    else:
+        yield html_table(section.header, section.digest)
+        yield _folded(f"All {len(section.rows)}", html_table(section.header, section.rows))
+    yield from (f"<p>{escape(line)}</p>" for line in section.lines)
+    yield "</section>"
 
 
 # Pictures

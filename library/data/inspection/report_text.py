@@ -4,7 +4,7 @@ import textwrap
 from collections.abc import Iterator
 
 from library.core.text_table import table
-from library.data.inspection.findings import LEVELS, CacheFacts, CaptionFacts, DatasetFacts, FolderFacts, Level, Report, TimeFacts
+from library.data.inspection.findings import LEVELS, CacheFacts, CaptionFacts, DatasetFacts, FolderFacts, Level, Report, Section, TimeFacts
 from library.data.options import Size
 
 WIDTH = 100
@@ -24,6 +24,7 @@ def report_text(report: Report) -> str:
         blocks.append(table(CACHE_HEADER, list(map(cache_row, report.caches))))
     if report.time is not None:
         blocks.append("\n".join(_wrapped(time_sentence(report.time))))
+    blocks += map(_section, report.sections)
     blocks += [_findings(report, level) for level in LEVELS if report.of_level(level)]
     return "\n\n".join([_heading(report), *blocks])
 
@@ -134,6 +135,12 @@ def _captions(facts: CaptionFacts) -> str:
             ", ".join(f"{tag} {count}" for tag, count in facts.frequent[:30]), WIDTH - 2, initial_indent="  ", subsequent_indent="  "
         )
     return "\n".join(lines)
+
+
+def _section(section: Section) -> str:
+    rows = section.rows if section.digest is None else section.digest
+    shown = [[shortened(cell) for cell in row] for row in rows]
+    return "\n".join([section.title, table(section.header, shown), *(line for text in section.lines for line in _wrapped(text))])
 
 
 def _findings(report: Report, level: Level) -> str:

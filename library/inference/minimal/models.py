@@ -8,6 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import nn
 
+from library.core.compiler import check_compiler
 from library.core.devices import fp8_refusal
 from library.core.fp8 import store_as_fp8
 from library.core.log import get_logger
@@ -139,22 +140,13 @@ def check_machine(machine: MachineOptions, device: torch.device, arch: Architect
     if machine.compile:
         if not arch.has_blocks:
             raise ValueError(f"--compile: {arch.title} has no row of blocks to compile; leave it out")
-        _check_compiler(device)
+        check_compiler(device)
 
 
 def compile_blocks(arch: Architecture, denoiser: nn.Module) -> None:
     """Compile the denoiser's blocks, each by itself: alike ones share their code. The first step of each size waits for it."""
     for block in arch.blocks(denoiser):
         block.compile()
-
-
-def _check_compiler(device: torch.device) -> None:
-    """Compile something small, to know now rather than after loading."""
-    try:
-        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
-    except Exception as error:  # whatever a missing compiler, driver or header makes torch raise
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--compile: torch.compile does not work on {device} here ({reason}); leave it out") from error
 
 
 def _release(model: nn.Module) -> None:

@@ -1,14 +1,17 @@
 """Anima's denoiser: Cosmos-Predict2's transformer and the adapter that makes its text states, behind one forward."""
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from library.models.anima.attention import set_attention
-from library.models.anima.wide import autocast_dtype, widen_conditioner, widen_transformer
+from library.core.devices import autocast_dtype
+from library.models.anima.wide import widen_conditioner, widen_transformer
+from library.models.attention import set_attention
+from library.models.outlines import is_outline
 
 if TYPE_CHECKING:
     from diffusers import CosmosTransformer3DModel
@@ -62,10 +65,10 @@ class AnimaDiT(nn.Module):
             (velocity,) = self.transformer(padded.unsqueeze(2), times.float(), text, return_dict=False)
         return velocity.squeeze(2)
 
-    def enable_gradient_checkpointing(self) -> None:
-        """Recompute the blocks' activations in the backward pass."""
-        self.transformer.enable_gradient_checkpointing()
-        self.text_conditioner.enable_gradient_checkpointing()
+    def enable_gradient_checkpointing(self, call: Callable[..., Any] | None = None) -> None:
+        """Recompute the blocks' activations in the backward pass; `call(block, *args)` runs a block in place of a plain checkpoint."""
+        self.transformer.enable_gradient_checkpointing(call)
+        self.text_conditioner.enable_gradient_checkpointing(call)
 
     def blocks(self) -> list[nn.Module]:
         """The transformer's blocks in their order."""
@@ -104,7 +107,7 @@ class AnimaDiT(nn.Module):
 
 def _longest(mask: Tensor) -> int:
     """The length to which a batch of masks (batch, length) can be cut, at least 1."""
-    if mask.is_meta:
+    if is_outline(mask):
         return mask.shape[1]
     places = torch.arange(1, mask.shape[1] + 1, device=mask.device)
     return max(1, int((places * mask.any(dim=0)).max()))

@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Any, cast
 
+import torch
+
 from library.models.anima.options import ModelOptions
 from library.models.anima.tokenizers import find_tokenizers
+from library.models.architecture import Tokens
 from library.models.forecast import Forecast
 
 FLOAT, LONG = 4, 8  # bytes
@@ -19,8 +22,14 @@ def forecast(options: Any) -> Forecast:
         text_bytes=lambda tokens: (
             min(tokens, files.qwen3_max_token_length) * (HIDDEN * FLOAT + LONG) + min(tokens + 1, files.t5_max_token_length) * 2 * LONG
         ),
+        tokens=lambda batch: _tokens(files, batch),
         tokenizers=lambda: _tokenizers(files),
     )
+
+
+def _tokens(files: ModelOptions, batch: int) -> Tokens:
+    lengths = {"qwen": files.qwen3_max_token_length, "t5": files.t5_max_token_length}
+    return {f"{name}_{what}": torch.ones(batch, length, dtype=torch.int64) for name, length in lengths.items() for what in ("ids", "mask")}
 
 
 def _tokenizers(files: ModelOptions) -> list[Any]:

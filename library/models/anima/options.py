@@ -10,10 +10,9 @@ import torch
 from library.core.devices import dtype_named
 from library.core.options import declared, option
 from library.core.rules import Rule
-from library.models.anima.attention import missing_package
 from library.models.anima.checkpoint import check_files
+from library.models.attention import SDPA_IN_VAIN, AttentionMode, AttentionOptions, TrainingAttention, missing_package
 
-AttentionMode = Literal["torch", "sdpa", "flash", "sageattn", "xformers"]
 LENGTHS = ("qwen3_max_token_length", "t5_max_token_length", "vae_chunk_size")
 VAE_RULES = (
     Rule(option="vae_disable_cache", when=lambda v: v["vae_disable_cache"], because="a VAE of single pictures has nothing to keep"),
@@ -36,7 +35,6 @@ class SharedFiles:
     tokenizer_cache_dir: str | None = option(None, help="folder where tokenizers are looked for, and kept once downloaded")
     qwen3_max_token_length: int = option(512, help="longest text in Qwen3's tokens; longer ones are cut")
     t5_max_token_length: int = option(512, help="longest text in T5's tokens; longer ones are cut")
-    split_attn: bool = option(False, help="compute attention one sample at a time: less memory with some back-ends")
     no_half_vae: bool = option(False, help="keep the VAE in 32-bit floats")
     vae_chunk_size: int | None = option(None, help="rows of a picture that the VAE computes at a time: less memory, the same result")
     vae_disable_cache: bool = option(False, help="accepted for sd-scripts' commands: a VAE of single pictures has nothing to keep")
@@ -51,23 +49,19 @@ class SharedFiles:
 
 
 @dataclass(kw_only=True, frozen=True)
-class ModelOptions(SharedFiles):
+class ModelOptions(SharedFiles, TrainingAttention):
     """The files of an Anima model."""
 
     pretrained_model_name_or_path: str = option(
         help="Anima's DiT: a .safetensors file, or a folder in diffusers layout that may hold the other models too"
     )
     qwen3: str | None = option(None, help="Qwen3 text encoder: a .safetensors file or a folder; the one in the DiT's folder where absent")
-    attn_mode: AttentionMode | None = option(None, help="attention of the DiT: torch and sdpa are torch's own; the others are packages")
-    RULES: ClassVar[tuple[Rule, ...]] = VAE_RULES
+    RULES: ClassVar[tuple[Rule, ...]] = (SDPA_IN_VAIN, *VAE_RULES)
 
     def check(self) -> Iterable[str]:
-        """What is wrong: lengths below one, a file without the other models."""
+        """What is wrong: lengths below one, an attention that cannot train, a file without the other models."""
         yield from self.lengths_below_one()
-        if self.attn_mode == "sageattn":
-            yield "--attn_mode sageattn: has no backward pass, so nothing can be trained through it; use torch, flash or xformers"
-        elif (problem := missing_package(self.attn_mode or "torch")) is not None:
-            yield problem
+        yield from self.attention_problems()
         if not self.dit.is_dir():
             for name, what in (("qwen3", "the Qwen3 text encoder"), ("vae", "the Qwen-Image VAE")):
                 if getattr(self, name) is None:
@@ -90,14 +84,14 @@ class ModelOptions(SharedFiles):
 
 
 @dataclass(kw_only=True, frozen=True)
-class GenerationFiles(SharedFiles):
+class GenerationFiles(SharedFiles, AttentionOptions):
     """Models."""
 
     dit: str | None = option(None, help="Anima's DiT: a .safetensors file, or a folder in diffusers layout that may hold the other models")
     text_encoder: str | None = option(
         None, help="Qwen3 text encoder: a .safetensors file or a folder; by default the one in the DiT's folder"
     )
-    attn_mode: AttentionMode = option("torch", help="attention of the DiT: torch and sdpa are torch's own; the others are packages")
+    attn_mode: AttentionMode = option("torch", help="attention of the denoiser: torch and sdpa are torch's own; the others are packages")
     precision: Literal["bf16", "fp16", "fp32"] | None = option(None, help="dtype of the models; bf16 on a GPU, fp32 on a CPU where absent")
 
     for_drawing: ClassVar[tuple[str, ...]] = (
@@ -139,7 +133,7 @@ class GenerationFiles(SharedFiles):
     def model_options(self) -> ModelOptions:
         """The same files as the training script names them."""
         other = {"pretrained_model_name_or_path": self.dit or "", "qwen3": self.text_encoder}
-        same = {entry.name for entry in declared(ModelOptions)} - other.keys()
+        same = {entry.name for entry in declared(ModelOptions)} & {entry.name for entry in declared(GenerationFiles)} - other.keys()
         return ModelOptions(**other, **{name: getattr(self, name) for name in same})
 
     def dtype_on(self, device: torch.device) -> torch.dtype:
@@ -151,19 +145,14 @@ class GenerationFiles(SharedFiles):
 
 BY_REGEX = 'a rate of its own for these layers is a network argument: --network_args "network_reg_lrs={}=1e-4"'
 NO_BETAS = "Anima is a flow and has no noise schedule that this could change; leave it out"
-NO_NOISE = "sd-scripts never read it for Anima, whose noise is plain; leave it out"
 
 NOT_ANIMA = {
     **dict.fromkeys(
         (
             "min_snr_gamma", "v_parameterization", "zero_terminal_snr", "scale_v_pred_loss_like_noise_pred", "v_pred_like_loss",
-            "debiased_estimation_loss", "sample_sampler",
+            "debiased_estimation_loss",
         ),
         NO_BETAS,
-    ),
-    **dict.fromkeys(
-        ("noise_offset", "noise_offset_random_strength", "adaptive_noise_scale", "multires_noise_iterations", "multires_noise_discount"),
-        NO_NOISE,
     ),
     "v2": "this script trains Anima, which has no versions of Stable Diffusion",
     "weighted_captions": "Anima's text encoder is a language model, which reads brackets as they stand; leave it out",
@@ -174,12 +163,7 @@ NOT_ANIMA = {
     "mlp_lr": BY_REGEX.format(r"blocks\.\d+\.mlp.*"),
     "mod_lr": BY_REGEX.format(r"blocks\.\d+\.adaln_modulation.*") + " \"include_patterns=['blocks.*_modulation.*']\" (which adapts them)",
     "llm_adapter_lr": BY_REGEX.format(r"llm_adapter.*") + " train_llm_adapter=True (which adapts them)",
-    "xformers": "use --attn_mode xformers",
-    "fp8_scaled": "an option of a fork of sd-scripts; use --fp8_base",
-    "unsloth_offload_checkpointing": "an option of sd-scripts that this version does not have yet; use --gradient_checkpointing",
     "fp16_safe_patch": "fp16 is computed with a 32-bit residual stream anyway; leave it out",
-    "show_timesteps": "an option of sd-scripts that this version does not have yet; leave it out",
-    "show_timesteps_resolution": "an option of sd-scripts that this version does not have yet; leave it out",
     "conditioning": "an option of a fork of sd-scripts; leave it out",
     "sdxl": "this script draws with Anima",
 }  # fmt: skip

@@ -22,6 +22,7 @@ from library.models.anima.components import (
     build_conditioner,
     build_encoder,
     build_transformer,
+    build_vae,
 )
 from library.models.anima.configuration import ENCODER_SIZE, TRANSFORMER_SIZE, conditioner_size, encoder_size, transformer_size
 from library.models.anima.folder import SUBFOLDERS, folder_component
@@ -50,6 +51,11 @@ def anima_outline(checkpoint: Path | None = None) -> tuple[nn.Module, nn.Module]
         return denoiser, build_encoder(encoder_size(text) if text else ENCODER_SIZE)
     except ValueError as error:
         raise ValueError(f"{checkpoint}: {error}") from error
+
+
+def full_size() -> tuple[nn.Module, nn.Module, nn.Module, nn.Module]:
+    """Transformer, text conditioner, text encoder and VAE of Anima as it was published, on the meta device."""
+    return build_transformer(TRANSFORMER_SIZE), build_conditioner({}), build_encoder(ENCODER_SIZE), build_vae({})
 
 
 def build_denoiser(transformer: Mapping[str, Any], conditioner: Mapping[str, Any]) -> nn.ModuleDict:

@@ -13,14 +13,24 @@ from library.data.caches.npz import NpzLatents, NpzText, identical
 from library.diffusion.flow import FlowOptions, FlowProcess
 from library.diffusion.process import NoiseProcess
 from library.models.anima import npz, text
-from library.models.anima.attention import set_attention
-from library.models.anima.checkpoint import check_files, load_denoiser, load_text_encoder, load_vae
+from library.models.anima.checkpoint import (
+    check_files,
+    find_denoiser,
+    find_text_encoder,
+    find_vae,
+    load_denoiser,
+    load_text_encoder,
+    load_vae,
+    plan_all,
+)
 from library.models.anima.denoiser import AnimaDiT
 from library.models.anima.names import AnimaNaming
 from library.models.anima.options import NOT_ANIMA, GenerationFiles, ModelOptions
+from library.models.anima.outline import full_size
 from library.models.anima.tokenizers import check_sizes, find_tokenizers
 from library.models.anima.vae import decode_latents, encode_pixels
 from library.models.architecture import Architecture, Models, Tokens
+from library.models.attention import set_attention
 from library.models.digests import digest, hash_entries, model_files
 
 CONDITIONING = "conditioning"
@@ -63,7 +73,7 @@ class Anima(AnimaNaming, Architecture):
         """The denoiser, with the attention that the options ask for. Raises `ValueError` as `load` does."""
         files = cast(ModelOptions, options)
         denoiser = load_denoiser(files.dit, device=device, dtype=dtype, llm_adapter=_path(files.llm_adapter_path))
-        set_attention(denoiser, files.attn_mode or "torch", files.split_attn)
+        set_attention(denoiser, files.attention, files.split_attn)
         return denoiser
 
     def check_fit(self, text_encoders: Sequence[nn.Module], tokenizers: Sequence[Any], denoiser: nn.Module) -> None:
@@ -78,7 +88,19 @@ class Anima(AnimaNaming, Architecture):
         cast(Any, vae).rows_at_a_time = files.vae_chunk_size
         return vae
 
-    def noise_process(self, options: Any = None) -> NoiseProcess:
+    def outlined(self, options: Any = None) -> Models:
+        files = cast(ModelOptions | None, options)
+        if files is None or not files.dit.exists():
+            transformer, conditioner, encoder, vae = full_size()
+        else:
+            found = [*find_denoiser(files.dit, _path(files.llm_adapter_path)), find_text_encoder(files.text_encoder)]
+            plans = plan_all([*found, find_vae(files.vae_path)])
+            transformer, conditioner, encoder, vae = (planned.module for planned in plans)
+        denoiser = AnimaDiT(cast(Any, transformer), cast(Any, conditioner))
+        cast(Any, vae).rows_at_a_time = None if files is None else files.vae_chunk_size
+        return Models(denoiser=denoiser, text_encoders=[encoder], tokenizers=[], vae=vae)
+
+    def noise_process(self, options: Any = None, model_options: Any = None) -> NoiseProcess:
         return FlowProcess(options)
 
     def encode_images(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None) -> Tensor:

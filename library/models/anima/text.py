@@ -14,6 +14,7 @@ from library.core.log import get_logger, warn_once
 from library.data.batch import TextStates
 from library.models.anima.tokenizers import Tokenizer
 from library.models.architecture import Tokens
+from library.models.outlines import is_outline
 
 logger = get_logger(__name__)
 
@@ -47,7 +48,7 @@ def encode_text(encoder: nn.Module, tokens: Tokens) -> TextStates:
     """
     weight = next(encoder.parameters())
     ids, mask = tokens["qwen_ids"], tokens["qwen_mask"]
-    longest = max(1, int(mask.sum(dim=1).max()))
+    longest = mask.shape[1] if is_outline(mask) else max(1, int(mask.sum(dim=1).max()))
     output: Any = encoder(input_ids=ids[:, :longest].to(weight.device), use_cache=False)
     padding = (mask[:, :longest] == 0).unsqueeze(-1).to(weight.device)
     states = output.last_hidden_state.masked_fill(padding, 0)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from library.models.vae_pieces import decode_in_pieces, encode_in_pieces
 from library.models.vae_precision import finite, like_weights, weights_precision
 
 PIXELS_PER_LATENT = 8
@@ -28,8 +29,12 @@ def encode_pixels(vae: nn.Module, pixels: Tensor, generator: torch.Generator | N
     if height % PIXELS_PER_LATENT or width % PIXELS_PER_LATENT:
         raise ValueError(f"an image of {width}x{height} pixels: the VAE needs multiples of {PIXELS_PER_LATENT}")
     model = cast(Any, vae)
+
+    def encode(pixels: Tensor) -> Tensor:
+        return _conv(model.quant_conv, _encoder(model.encoder, pixels, chunk), None)
+
     with weights_precision(vae):
-        moments = _conv(model.quant_conv, _encoder(model.encoder, like_weights(vae, pixels), chunk), None).float()
+        moments = encode_in_pieces(vae, like_weights(vae, pixels), encode, PIXELS_PER_LATENT).float()
     mean, log_variance = moments.chunk(2, dim=1)
     if generator is not None:
         noise = torch.randn(mean.shape, generator=generator, device=generator.device).to(mean.device)
@@ -43,8 +48,12 @@ def decode_latents(vae: nn.Module, latents: Tensor, chunk: int | None = None) ->
     model = cast(Any, vae)
     center, spread = _normalisation(model, latents.device)
     x = like_weights(vae, latents.float() * spread + center)
+
+    def decode(latents: Tensor) -> Tensor:
+        return _decoder(model.decoder, _conv(model.post_quant_conv, latents, None), chunk)
+
     with weights_precision(vae):
-        pixels = _decoder(model.decoder, _conv(model.post_quant_conv, x, None), chunk)
+        pixels = decode_in_pieces(vae, x, decode, PIXELS_PER_LATENT)
     return finite(vae, pixels.float(), "pixels").clamp(-1, 1)
 
 

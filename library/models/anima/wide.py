@@ -4,15 +4,19 @@ Half precision rounds the time, the adaptive norms and the residual stream, and 
 modules take the place of diffusers' own and keep their children's names, so weights and adapters find their layers as before.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.core.devices import autocast_dtype
+
 
 class WideLinear(nn.Linear):
     """A Linear that computes in the precision of its input: autocast does not narrow it, and its weight is cast for each use."""
+
+    keeps_dtype: ClassVar[bool] = True  # for packed weights, which take this layer's place: see `library/core/quantised.py`
 
     def __init__(self, layer: nn.Linear) -> None:
         nn.Module.__init__(self)
@@ -95,14 +99,6 @@ def widen_transformer(transformer: Any) -> None:
 def widen_conditioner(conditioner: nn.Module) -> None:
     """Let the norms of an `AnimaTextConditioner` take a float32 stream; the parameters stay the same objects under the same names."""
     _widen_norms(conditioner)
-
-
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """What autocast computes products in on this device now, or None where it is off (or unknown, as on meta)."""
-    kind = device.type
-    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
-        return None
-    return torch.get_autocast_dtype(kind)
 
 
 def _widen_norms(model: nn.Module) -> None:

@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from library.core.tensor_file import listing
+from library.diffusion.ddpm import PredictionOptions
 from library.models.filling import Component, Plan, plan, same_names
 from library.models.sdxl.components import COMPONENTS, TEXT_1, TEXT_2, UNET, VAE, build_vae
 from library.models.sdxl.configuration import DIFFUSERS_VAE, LATENT_SCALE, SIZE_NUMBERS, SIZE_WIDTH, vae_config
 from library.models.sdxl.folder import SUBFOLDERS, folder_weights
 from library.models.sdxl.keymap import originals
 from library.models.sdxl.lookalikes import seems_to_be
+from library.models.sdxl.prediction import MARKS, check_prediction
 from library.models.weights import Weights, leave_out
 
 LOGIT_SCALE = 4.6052  # ln 100, CLIP's temperature: unused here, but a key that other readers expect
@@ -28,7 +30,6 @@ CONSTANTS = re.compile(  # extra tensors that carry nothing: positions, temperat
 )
 UNUSED = ("model_ema.", "first_stage_model.model_ema.", "first_stage_model.loss.")  # weights that the model in use has no place for
 MEANINGFUL = leave_out(CONSTANTS, UNUSED)
-VELOCITY_MARKS = ("v_pred", "ztsnr")  # empty tensors by which a file says that it predicts velocity
 
 
 @dataclass(kw_only=True)
@@ -42,11 +43,18 @@ class Loaded:
 
 
 def load_checkpoint(
-    path: Path | str, *, dtype: torch.dtype, device: torch.device, vae: Path | str | None = None, vae_dtype: torch.dtype | None = None
+    path: Path | str,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    vae: Path | str | None = None,
+    vae_dtype: torch.dtype | None = None,
+    prediction: PredictionOptions | None = None,
 ) -> Loaded:
     """Load a single file or a diffusers folder; `vae` names another VAE, `vae_dtype` its dtype where it differs.
 
-    Raises `ValueError` that names the file and every missing, extra or misshapen tensor, or says which other model it seems to be.
+    `prediction` is what the user says that the model predicts: noise, where absent. Raises `ValueError` that names the file and every
+    missing, extra or misshapen tensor, or says which other model it seems to be, or that it predicts something else.
     """
     path = Path(path)
     if not path.exists():
@@ -55,6 +63,7 @@ def load_checkpoint(
         )
     wanted = [component for component in COMPONENTS if component is not VAE or vae is None]
     sources = _folder_sources(path, wanted) if path.is_dir() else _single_file_sources(path, wanted)
+    check_prediction(path, prediction or PredictionOptions())
     plans = _plan_all(path, sources)  # every fault is found before the first tensor is read
     dtypes = {VAE: vae_dtype or dtype}
     modules = {
@@ -69,7 +78,12 @@ def load_checkpoint(
 
 def load_vae(path: Path | str, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
     """Load a VAE alone: from a file in the original layout (bare or inside a checkpoint), or a file or folder in diffusers layout."""
-    path = Path(path)
+    planned, weights = planned_vae(Path(path))
+    return planned.fill(weights, dtype, device)
+
+
+def planned_vae(path: Path) -> tuple[Plan, Weights]:
+    """The empty VAE that a file or folder describes, and its weights. Raises `ValueError` as `load_checkpoint` does."""
     if path.is_dir():
         component, weights = folder_weights(VAE, path / "vae" if (path / "vae").is_dir() else path)
     else:
@@ -77,10 +91,9 @@ def load_vae(path: Path | str, *, dtype: torch.dtype, device: torch.device) -> n
         component = _vae_layout(path, weights)
         weights.check_plain(component.prefix)
     try:
-        planned = plan(component, weights.under(component.prefix))
+        return plan(component, weights.under(component.prefix)), weights
     except ValueError as error:
         raise ValueError(f"{path}: not a complete VAE of SDXL\n{error}") from error
-    return planned.fill(weights, dtype, device)
 
 
 def single_file_state_dict(
@@ -107,11 +120,8 @@ def _single_file_sources(path: Path, wanted: list[Component]) -> dict[Component,
     if other is not None:
         raise ValueError(f"{path}: not an SDXL checkpoint: {other}")
     weights.check_plain()
-    velocity = [key for key in weights.shapes if key in VELOCITY_MARKS]
-    if velocity:
-        raise ValueError(f"{path}: predicts velocity (it has the tensor '{velocity[0]}'); this version knows noise prediction only")
     prefixes = tuple(component.prefix for component in COMPONENTS)
-    extra = [key for key in weights.shapes if not key.startswith(prefixes)]
+    extra = [key for key in weights.shapes if not key.startswith(prefixes) and key not in MARKS]
     if extra:
         raise ValueError(f"{path}: holds {len(extra)} tensors that belong to no part of SDXL: {listing(extra)}")
     if VAE in wanted and not weights.under(VAE.prefix):

@@ -2,8 +2,12 @@
 
 from typing import Any, cast
 
+import torch
+
+from library.models.architecture import Tokens
 from library.models.forecast import Forecast
 from library.models.sdxl.options import ModelOptions
+from library.models.sdxl.text import CHUNK, IDS, WEIGHTS
 from library.models.sdxl.vocabulary import find_vocabularies
 
 FLOAT = 4  # bytes
@@ -17,8 +21,15 @@ def forecast(options: Any) -> Forecast:
     return Forecast(
         caption_limit=files.tokens,
         text_bytes=lambda tokens: ((files.tokens + 2) * HIDDEN + POOLED) * FLOAT,
+        tokens=lambda batch: _tokens(files, batch),
         tokenizers=lambda: _tokenizers(files),
     )
+
+
+def _tokens(files: ModelOptions, batch: int) -> Tokens:
+    shape = batch, files.tokens // CHUNK, POSITIONS
+    tokens: Tokens = {key: torch.zeros(shape, dtype=torch.int64) for key in IDS}
+    return tokens | ({key: torch.ones(shape) for key in WEIGHTS} if files.weighted_captions else {})
 
 
 def _tokenizers(files: ModelOptions) -> list[Any]:

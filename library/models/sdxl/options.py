@@ -3,16 +3,19 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 
 from library.core.options import option
+from library.core.rules import Rule
+from library.diffusion.ddpm import PredictionOptions
+from library.models.attention import SDPA_IN_VAIN, AttentionOptions, TrainingAttention, missing_package
 from library.models.sdxl import text
 
 
 @dataclass(kw_only=True, frozen=True)
-class ModelOptions:
+class ModelOptions(TrainingAttention, PredictionOptions):
     """The files of an SDXL model."""
 
     pretrained_model_name_or_path: str = option(help="SDXL checkpoint: a .safetensors file, or a folder in diffusers layout")
@@ -22,6 +25,12 @@ class ModelOptions:
     tokenizer_cache_dir: str | None = option(None, help="folder where the tokenizer is looked for, and kept once downloaded")
     max_token_length: Literal[75, 150, 225] | None = option(None, help="longest caption in tokens (75 if not given); longer ones are cut")
     weighted_captions: bool = option(False, help="captions weigh their words: (more), [less], (so much:1.3); previews do too")
+    RULES: ClassVar[tuple[Rule, ...]] = (SDPA_IN_VAIN,)
+
+    def check(self) -> Iterable[str]:
+        """What is wrong: an attention that cannot train or is not installed, a prediction that cannot be."""
+        yield from self.attention_problems()
+        yield from self.prediction_problems()
 
     @property
     def checkpoint(self) -> Path:
@@ -34,7 +43,7 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True, frozen=True)
-class GenerationFiles:
+class GenerationFiles(AttentionOptions, PredictionOptions):
     """Models."""
 
     ckpt: str = option(help="model file (.safetensors) or diffusers folder")
@@ -48,7 +57,10 @@ class GenerationFiles:
     bf16: bool = option(False, help="run in bf16")
 
     def check(self) -> Iterable[str]:
-        """What is wrong: two precisions, more chunks than a prompt may have."""
+        """What is wrong: two precisions, more chunks than a prompt may have, an attention whose package is not installed."""
+        yield from self.prediction_problems()
+        if (problem := missing_package(self.attn_mode or "torch")) is not None:
+            yield problem
         if self.fp16 and self.bf16:
             yield "--fp16 and --bf16 exclude each other"
         if self.max_embeddings_multiples not in (1, 2, 3):
@@ -69,6 +81,10 @@ class GenerationFiles:
             tokenizer_cache_dir=self.tokenizer_cache_dir,
             max_token_length=cast(Any, 75 * self.max_embeddings_multiples),
             no_half_vae=self.no_half_vae,
+            v_parameterization=self.v_parameterization,
+            zero_terminal_snr=self.zero_terminal_snr,
+            attn_mode=self.attn_mode,
+            split_attn=self.split_attn,
         )
 
 

@@ -7,9 +7,9 @@ from torch import nn
 
 from library.models.filling import Component, plan
 from library.models.sdxl import components
-from library.models.sdxl.checkpoint import CONSTANTS, UNUSED
+from library.models.sdxl.checkpoint import CONSTANTS, UNUSED, planned_vae
 from library.models.sdxl.components import TEXT_1, TEXT_2, UNET
-from library.models.sdxl.configuration import HEAD_WIDTH, SIZE_NUMBERS, SIZE_WIDTH
+from library.models.sdxl.configuration import HEAD_WIDTH, LATENT_SCALE, SIZE_NUMBERS, SIZE_WIDTH
 from library.models.sdxl.folder import SUBFOLDERS, folder_weights
 from library.models.sdxl.lookalikes import seems_to_be
 from library.models.weights import Weights, leave_out
@@ -30,6 +30,15 @@ UNET_SIZE: dict[str, Any] = {
     "projection_class_embeddings_input_dim": TEXT_WIDTHS[1] + SIZE_NUMBERS * SIZE_WIDTH,
 }
 
+VAE_SIZE: dict[str, Any] = {
+    "block_out_channels": (128, 256, 512, 512),
+    "layers_per_block": 2,
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "up_block_types": ("UpDecoderBlock2D",) * 4,
+    "latent_channels": 4,
+    "scaling_factor": LATENT_SCALE,
+}
+
 
 def sdxl_outline(checkpoint: Path | None = None) -> tuple[nn.Module, nn.Module, nn.Module]:
     """U-Net and both text encoders on the meta device; what the checkpoint does not hold is at full size.
@@ -45,6 +54,11 @@ def sdxl_outline(checkpoint: Path | None = None) -> tuple[nn.Module, nn.Module, 
         raise ValueError(f"{checkpoint}: {error}") from error
     unet, first, second = (found.get(component) or _full_size(component) for component in (UNET, TEXT_1, TEXT_2))
     return unet, first, second
+
+
+def vae_outline(path: Path | None = None) -> nn.Module:
+    """The VAE of a checkpoint, file or folder, or the full-size one, on the meta device. Raises `ValueError` as `load_vae` does."""
+    return components.build_vae(VAE_SIZE) if path is None else planned_vae(path)[0].module
 
 
 def _in_folder(folder: Path) -> dict[Component, tuple[Component, Weights]]:

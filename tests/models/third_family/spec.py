@@ -10,7 +10,8 @@ from torch.nn import functional
 
 from library.core.options import option
 from library.data.batch import Sizes, TextStates
-from library.diffusion.process import DDPMProcess, NoiseProcess, TimestepRange
+from library.diffusion.ddpm import DDPMOptions, DDPMProcess
+from library.diffusion.process import NoiseProcess
 from library.models.architecture import Architecture, Models, Tokens
 from library.models.minute.names import MinuteNaming  # pyright: ignore[reportMissingImports]
 
@@ -82,7 +83,7 @@ class Minute(MinuteNaming, Architecture):
     default_resolution: ClassVar[int] = 8
     text_keys: ClassVar[tuple[str, ...]] = ("states",)
     ModelOptions: ClassVar[type] = ModelOptions
-    NoiseOptions: ClassVar[type] = TimestepRange
+    NoiseOptions: ClassVar[type] = DDPMOptions
     GenerationFiles: ClassVar[type] = GenerationFiles
 
     def load(self, options: Any, *, device: torch.device, dtype: torch.dtype) -> Models:
@@ -90,7 +91,7 @@ class Minute(MinuteNaming, Architecture):
         models = [module.to(device, dtype).eval().requires_grad_(False) for module in (Mixer(), Words(), Halves())]
         return Models(denoiser=models[0], text_encoders=[models[1]], tokenizers=[None], vae=models[2])
 
-    def noise_process(self, options: Any = None) -> NoiseProcess:
+    def noise_process(self, options: Any = None, model_options: Any = None) -> NoiseProcess:
         return DDPMProcess(options)
 
     def encode_images(self, vae: nn.Module, pixels: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -1,22 +1,25 @@
-"""How Anima's transformer attends: `--attn_mode` and `--split_attn`.
+"""How a denoiser attends: `--attn_mode` and `--split_attn`, for every family whose layers are diffusers' `Attention`.
 
-The kernels of other packages are theirs; the processor here normalises and rotates queries and keys for all of them alike, in the layout
-(batch, tokens, heads, width of a head), and never needs a mask: the transformer attends to padded text too, whose rows are zero.
+The kernels of other packages are theirs; the processor here projects, and normalises and rotates where a layer does, for all of them
+alike, in the layout (batch, tokens, heads, width of a head). It never needs a mask: the denoisers attend to padded text too.
 """
 
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from library.core.options import option
+from library.core.rules import Rule
 from library.core.spelling import unknown
 
+AttentionMode = Literal["torch", "sdpa", "flash", "sageattn", "xformers"]
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Attention of queries, keys and values (batch, tokens, heads, width), giving the shape of the queries."""
 
@@ -32,8 +35,46 @@ class Backend:
     is_half_only: bool = False
 
 
+SDPA_IN_VAIN = Rule(
+    option="sdpa",
+    when=lambda v: v["sdpa"] and (v["xformers"] or v["attn_mode"] not in (None, "torch", "sdpa")),
+    because="another attention is chosen (--attn_mode, --xformers)",
+)
+
+
+@dataclass(kw_only=True, frozen=True)
+class AttentionOptions:
+    """Attention of the denoiser."""
+
+    attn_mode: AttentionMode | None = option(
+        None, help="attention of the denoiser: torch and sdpa are torch's own; the others are packages"
+    )
+    split_attn: bool = option(False, help="compute attention one sample at a time: less memory with some back-ends")
+
+
+@dataclass(kw_only=True, frozen=True)
+class TrainingAttention(AttentionOptions):
+    """Attention of the denoiser in training; a family's `ModelOptions` inherit it."""
+
+    xformers: bool = option(False, help="the same as --attn_mode xformers")
+
+    @property
+    def attention(self) -> AttentionMode:
+        """The mode that holds."""
+        return self.attn_mode or ("xformers" if self.xformers else "torch")
+
+    def attention_problems(self) -> Iterable[str]:
+        """What is wrong: two modes, a kernel that cannot train, a package that is not installed."""
+        if self.xformers and self.attn_mode not in (None, "xformers"):
+            yield f"--xformers and --attn_mode {self.attn_mode} exclude each other"
+        if not BACKENDS[self.attention].trains:
+            yield no_backward_pass(self.attention)
+        elif (problem := missing_package(self.attention)) is not None:
+            yield problem
+
+
 def set_attention(denoiser: nn.Module, mode: str, split: bool = False, *, trains: bool = False) -> None:
-    """Make every attention of the denoiser's transformer run `mode`; with `split`, one sample of the batch at a time.
+    """Make every attention of the denoiser run `mode`; with `split`, one sample of the batch at a time.
 
     Raises `ValueError` for an unknown mode, a package that is not installed, and a kernel without backward pass where the model `trains`.
     """
@@ -41,7 +82,7 @@ def set_attention(denoiser: nn.Module, mode: str, split: bool = False, *, trains
         raise ValueError(f"--attn_mode: {unknown(mode, BACKENDS, 'attention mode')}")
     backend = BACKENDS[mode]
     if trains and not backend.trains:
-        raise ValueError(f"--attn_mode {mode}: it has no backward pass, so nothing can be trained through it; {_others(trains)}")
+        raise ValueError(no_backward_pass(mode))
     try:
         attend = backend.build()
     except ImportError as error:
@@ -50,8 +91,13 @@ def set_attention(denoiser: nn.Module, mode: str, split: bool = False, *, trains
         attend = _checked(attend, mode, backend)
     processor = Processor(_one_by_one(attend) if split else attend)
     for layer in cast(list[Any], list(denoiser.modules())):
-        if hasattr(layer, "set_processor") and hasattr(layer, "norm_q"):  # Cosmos' own; the conditioner needs masks and stays with torch
+        if hasattr(layer, "set_processor") and hasattr(layer, "norm_q"):  # diffusers' `Attention`; others need masks and stay with torch
             layer.set_processor(processor)
+
+
+def no_backward_pass(mode: str) -> str:
+    """What is wrong with training through a mode that has no backward pass."""
+    return f"--attn_mode {mode}: it has no backward pass, so nothing can be trained through it; {_others(True)}"
 
 
 def missing_package(mode: str) -> str | None:
@@ -79,8 +125,9 @@ class Processor:
         """(batch, tokens, width) of queries from `hidden_states`, and keys and values from `encoder_hidden_states` where given."""
         assert attention_mask is None
         source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        query = attn.norm_q(_heads(attn, attn.to_q(hidden_states)))
-        key = attn.norm_k(_heads(attn, attn.to_k(source)))
+        query, key = _heads(attn, attn.to_q(hidden_states)), _heads(attn, attn.to_k(source))
+        if attn.norm_q is not None:
+            query, key = attn.norm_q(query), attn.norm_k(key)
         value = _heads(attn, attn.to_v(source))
         if image_rotary_emb is not None:
             cos, sin = (table.unsqueeze(1) for table in image_rotary_emb)

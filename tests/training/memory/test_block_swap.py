@@ -3,16 +3,19 @@
 import copy
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from library.core.quantised import FormName, pack_layers
 from library.models.anima.denoiser import AnimaDiT
-from library.training import block_swap
-from library.training.block_swap import BlockSwap, Visitor, swap_refusal
+from library.models.sdxl.outline import sdxl_outline
+from library.models.sdxl.spec import ARCHITECTURE as SDXL
+from library.training.memory import block_swap
+from library.training.memory.block_swap import BlockSwap, Visitor, swap_refusal
 from networks import lora
 
 CPU = torch.device("cpu")
@@ -164,6 +167,17 @@ def test_two_forwards_before_one_backward_pass(is_checkpointed: bool, visits: Vi
     assert_equal(step(model, *runs), step(Row(is_checkpointed), *runs))
 
 
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["plain", "checkpointed"])
+def test_a_pass_without_gradients_before_the_one_with_them(is_checkpointed: bool, visits: Visits):
+    """As where the base model gives the target (`diff_output_preservation`)."""
+    model = Row(is_checkpointed)
+    BlockSwap(list(model.blocks), 3, CPU)
+    with torch.no_grad():
+        base = model(*inputs(1))
+    assert torch.equal(base, Row()(*inputs(1)))
+    assert_equal(step(model, inputs()), step(Row(is_checkpointed), inputs()))
+
+
 def test_a_forward_whose_backward_pass_never_comes_does_no_harm(visits: Visits):
     model = Row()
     BlockSwap(list(model.blocks), 3, CPU)
@@ -242,9 +256,11 @@ def test_on_a_gpu_swapped_blocks_train_alike_and_take_less_of_its_memory(is_chec
 # Anima
 
 
-def _anima(modules: SimpleNamespace, is_checkpointed: bool) -> tuple[AnimaDiT, Any]:
-    """A small Anima with an attached network on all its layers, and the network."""
+def _anima(modules: SimpleNamespace, is_checkpointed: bool, form: FormName | None = None) -> tuple[AnimaDiT, Any]:
+    """A small Anima with an attached network on all its layers, and the network; in bf16 and packed where a form is given."""
     denoiser = AnimaDiT(**copy.deepcopy(dict(modules.denoiser.items())))
+    if form is not None:
+        assert pack_layers(denoiser.to(torch.bfloat16), form, smallest=1) > 0
     network = lora.create_network(1.0, 2, 1.0, None, [], denoiser, include_patterns="['.*']")
     adapters: Any = network.adapters
     for adapter in adapters:
@@ -276,3 +292,78 @@ def test_anima_trains_alike_with_its_blocks_swapped(
     for _ in range(2):
         assert_equal(_anima_step(denoiser, network, dtype), expected)
     assert visits.count > 0 and visits.here == []
+
+
+@pytest.mark.parametrize("form", get_args(FormName))
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["plain", "checkpointed"])
+def test_blocks_whose_weights_are_packed_swap_too(
+    is_checkpointed: bool, form: FormName, small_anima_modules: SimpleNamespace, visits: Visits
+):
+    denoiser, network = _anima(small_anima_modules, is_checkpointed, form)
+    expected = _anima_step(denoiser, network, torch.bfloat16)
+    BlockSwap(denoiser.blocks(), 2, CPU)
+    for _ in range(2):
+        assert_equal(_anima_step(denoiser, network, torch.bfloat16), expected)
+    assert visits.count > 0 and visits.here == []
+
+
+# SDXL
+
+
+def _unet(modules: SimpleNamespace, is_checkpointed: bool) -> tuple[Any, Any]:
+    """A small U-Net with an attached network on all its layers, and the network."""
+    unet = copy.deepcopy(modules.unet)
+    network = lora.create_network(1.0, 2, 1.0, None, [], unet, conv_dim="2", conv_alpha="1")
+    adapters: Any = network.adapters
+    for adapter in adapters:
+        nn.init.normal_(adapter.lora_up.weight, std=0.1, generator=torch.Generator().manual_seed(1))
+    network.attach()
+    if is_checkpointed:
+        unet.enable_gradient_checkpointing()
+    return unet, network
+
+
+def _unet_step(unet: Any, network: Any, dtype: torch.dtype) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(2)
+    latents, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 192, generator=generator)
+    conditions = {"text_embeds": torch.randn(1, 128, generator=generator), "time_ids": torch.full((1, 6), 64)}
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+        guess = unet(latents, torch.tensor([300]), encoder_hidden_states=text, added_cond_kwargs=conditions).sample
+    return [guess, *torch.autograd.grad(guess.square().sum(), list(network.parameters()), allow_unused=True)]
+
+
+def test_the_blocks_of_a_unet_run_in_their_order_once_a_pass(small_sdxl_modules: SimpleNamespace):
+    unet, _ = _unet(small_sdxl_modules, is_checkpointed=False)
+    blocks, order = SDXL.blocks(unet), list[int]()
+    for n, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda *_, n=n: order.append(n))
+    with torch.no_grad():
+        _ = unet(
+            torch.zeros(1, 4, 8, 8), torch.tensor([3]), encoder_hidden_states=torch.zeros(1, 5, 192),
+            added_cond_kwargs={"text_embeds": torch.zeros(1, 128), "time_ids": torch.full((1, 6), 64)},
+        )  # fmt: skip
+    assert order == list(range(len(blocks)))
+
+
+def test_the_blocks_of_a_unet_hold_nearly_all_its_weights():
+    unet, *_ = sdxl_outline()
+    inside, whole = (sum(parameter.numel() for module in some for parameter in module.parameters()) for some in (SDXL.blocks(unet), [unet]))
+    assert inside > 0.97 * whole and len(SDXL.blocks(unet)) == 87
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("is_checkpointed", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("count", [4, None], ids=["some", "all"])
+def test_a_unet_trains_alike_with_its_blocks_swapped(
+    count: int | None, is_checkpointed: bool, dtype: torch.dtype, small_sdxl_modules: SimpleNamespace, visits: Visits
+):
+    unet, network = _unet(small_sdxl_modules, is_checkpointed)
+    unet.to(dtype)
+    expected = _unet_step(unet, network, dtype)
+    assert sum(gradient is not None for gradient in expected) > 100
+    blocks = SDXL.blocks(unet)
+    BlockSwap(blocks, len(blocks) if count is None else count, CPU)
+    for _ in range(2):
+        for found, wanted in zip(_unet_step(unet, network, dtype), expected, strict=True):
+            assert found is wanted or torch.equal(found, wanted)
+    assert visits.most == 2 and visits.here == []

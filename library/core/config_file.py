@@ -1,0 +1,104 @@
+"""Options in TOML files: reading `--config_file` and `--preset`, and writing the file that `--output_config` asks for."""
+
+import json
+import textwrap
+import tomllib
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from library.core.options import Declared, Given, declared
+from library.core.spelling import unknown
+
+ASKS_NOTHING = (False, "", [])
+"""Values with which files of other tools list options that are not used."""
+
+
+def read_toml(path: Path, where: str) -> tuple[dict[str, Any], str]:
+    """The table and the text of a TOML file. Raises `ValueError` that names `where` (the option) and the file."""
+    named, path = path, path if path.suffix or path.is_file() else path.with_suffix(".toml")
+    if named.is_dir() and not path.is_file():
+        raise ValueError(f"{where} {named}: is a folder, and a file is needed")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        return tomllib.loads(text), text
+    except FileNotFoundError:
+        raise ValueError(f"{where} {path}: no such file") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} {path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (OSError, tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"{where} {path}: {error}") from None
+
+
+def read_options(
+    path: Path, where: str, entries: Mapping[str, Declared], refuse: Mapping[str, str], idle: Mapping[str, Any], problems: list[str]
+) -> list[Given]:
+    """The options that a TOML file gives, whatever sections they stand in; unknown, refused and double ones go to `problems`.
+
+    `refuse` and `idle` are those of `parse_command_line`. Raises `ValueError` for a file that is no TOML.
+    """
+    table, text = read_toml(path, where)
+    names = spellings(entries)
+    given: dict[str, Given] = {}
+    for key, value in _flat(table, names):
+        place = f"{path} {line_of(text, key)}({key})"
+        name = names.get(key)
+        if name in given:
+            problems.append(f"{place}: given twice; the other is {given[name].where}")
+        elif name is not None:
+            given[name] = Given(name, value, place, is_typed=True)
+        elif key not in refuse:
+            problems.append(f"{place}: {unknown(key, entries, 'option')}")
+        elif value not in ASKS_NOTHING and value != idle.get(key):
+            problems.append(f"{place}: {refuse[key]}")
+    return list(given.values())
+
+
+def written_options(groups: Sequence[type], values: Mapping[str, Any], given: Collection[str]) -> str:
+    """A TOML text with all options of the groups: those in `given` as they are in `values`, the others as comments with their defaults."""
+    blocks = ["# Options for --config_file. Lines that begin with # are not set and show the default; section names are free."]
+    for group in groups:
+        title = (group.__doc__ or group.__name__).strip().splitlines()[0].rstrip(".")
+        lines = [f'["{title}"]']
+        for entry in declared(group):
+            lines += [f"# {line}" for line in textwrap.wrap(entry.help, 118)]
+            value = values[entry.name]
+            mark = "" if entry.name in given and value is not None else "# "
+            lines.append(f"{mark}{entry.name} ={'' if value is None else ' ' + toml_value(value)}")
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def toml_value(value: Any) -> str:
+    """A value of an option as TOML writes it: booleans, numbers, texts, paths, lists and tables of them."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(toml_value, value))}]"
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{toml_value(str(key))} = {toml_value(item)}' for key, item in value.items())} }}"
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def spellings(entries: Mapping[str, Declared]) -> dict[str, str]:
+    """Every spelling of every option, without dashes -> its name."""
+    return {flag[2:]: name for name, entry in entries.items() for flag in entry.flags} | {name: name for name in entries}
+
+
+def line_of(text: str, key: str, after: int = 0) -> str:
+    """`line N ` where `key =` first stands after line `after` of a TOML text, or an empty string."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if number > after and line.split("=", 1)[0].strip().strip("\"'") == key and "=" in line:
+            return f"line {number} "
+    return ""
+
+
+def _flat(table: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Keys and values outside and inside sections."""
+    for key, value in table.items():
+        if isinstance(value, dict) and key not in names:
+            yield from value.items()
+        else:
+            yield key, value

@@ -1,0 +1,36 @@
+"""Optimizer, schedule and the rest of a run's options together: what cannot go with what is said before models are loaded."""
+
+from collections.abc import Iterator
+
+from library.core.command_line import OptionSet
+from library.core.options import OptionError
+from library.training.adapters import NetworkOptions
+from library.training.length import RunOptions
+from library.training.optimizing import schedule
+from library.training.optimizing.averaging import is_schedule_free
+from library.training.optimizing.optimizer import OptimizerOptions, optimizer_class
+from library.training.optimizing.schedule import ScheduleOptions
+from library.training.precision import PrecisionOptions
+
+
+def refuse_misfits(options: OptionSet, processes: int) -> None:
+    """Raise `OptionError` with everything that does not go together; `processes` is the number of ranks."""
+    optimizer = options[OptimizerOptions]
+    kind = optimizer_class(optimizer.optimizer_type)
+    problems = list(schedule.misfits(kind, options[ScheduleOptions], relative_step=optimizer.relative_step))
+    if is_schedule_free(kind) and options[NetworkOptions].scale_weight_norms is not None:
+        problems.append(f"--scale_weight_norms: {kind.__name__} would average weights from before they were shrunk; leave it out")
+    if optimizer.fused_backward_pass:
+        problems += _against_fusing(options, processes)
+    if problems:
+        raise OptionError(problems)
+
+
+def _against_fusing(options: OptionSet, processes: int) -> Iterator[str]:
+    accumulated = options[RunOptions].gradient_accumulation_steps
+    if accumulated > 1:
+        yield f"--fused_backward_pass: frees a gradient before --gradient_accumulation_steps {accumulated} adds the next; leave one out"
+    if processes > 1:
+        yield f"--fused_backward_pass: weights are stepped before the {processes} processes have exchanged gradients; leave it out"
+    if options[PrecisionOptions].mixed_precision == "fp16":
+        yield "--fused_backward_pass: fp16 looks at all gradients before it steps; use --mixed_precision bf16"

@@ -1,0 +1,1 @@
+"""What updates the network: optimizers, learning rates and their schedules."""
