@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from torch import nn
 from benchmarks.measure import allocator_peak
 from benchmarks.results import FOLDER, machine
 from library.core.command_line import OptionSet, parse_command_line
+from library.core.config_file import read_toml
 from library.models.architecture import Architecture, architecture_named
 from library.models.forecast import forecast_of
+from library.models.presets import presets
 from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network
 from library.training.forecast.ledger import total_bytes
 from library.training.forecast.memory import MemoryFacts, forecast_run
@@ -45,6 +47,7 @@ TOYS = {
 ABSENT = {"sdxl": ("absent.safetensors",), "anima": ("absent.safetensors", "--qwen3", "absent", "--vae", "absent")}
 WAYS = ((), ("--mixed_precision", "bf16"), ("--mixed_precision", "bf16", "--gradient_checkpointing"))
 TOY_SHAPE, FULL_SHAPE = Shape(width=128, height=96, batch=2), Shape(width=256, height=256, batch=1)
+ON_CPU = ("--blocks_to_swap", "0", "--activation_memory_budget", "none")  # no blocks are swapped; with small pictures no bound is reached
 PARTS = ("weights", "adapter", "optimizer", "step")
 
 
@@ -65,7 +68,7 @@ def run_case(family: str, files: Sequence[str], shape: Shape, size: str, words: 
     """Estimate and measure one run."""
     arch = architecture_named(family)
     argv = ["--pretrained_model_name_or_path", *files, "--output_dir", "unused", "--network_train_unet_only", "--network_dim", "8", *words]
-    options = parse_command_line(option_groups(arch), argv, prog="benchmarks.memory", about="")
+    options = parse_command_line(option_groups(arch), argv, prog="benchmarks.memory", about="", presets=presets(arch))
     facts = forecast_run(arch, options, [shape], text_is_cached=True, as_on_gpu=False).memory
     title = f"{family}, {size}, {shape}, {' '.join(word.removeprefix('--') for word in words if word != '--network_module')}"
     return Case(title=title, estimated=estimated(facts), measured=measured(arch, options, shape))
@@ -139,9 +142,12 @@ def cases(size: str, families: Sequence[str]) -> Iterator[Case]:
             for way in WAYS:
                 yield run_case(family, TOYS[family], TOY_SHAPE, "toy", ("--network_module", module, *way))
         if size == "full":
-            for way in WAYS[1:]:
-                words = ("--network_module", "networks.lora", *way)
-                yield run_case(family, ABSENT[family], FULL_SHAPE, "full", words)
+            lora = ("--network_module", "networks.lora")
+            for way in WAYS.values():
+                yield run_case(family, ABSENT[family], FULL_SHAPE, "full", (*lora, "--mixed_precision", "bf16", *way))
+            for name, file in presets(architecture_named(family)).items():
+                batch = read_toml(file, "preset")[0]["train_batch_size"]
+                yield run_case(family, ABSENT[family], replace(FULL_SHAPE, batch=batch), "full", (*lora, "--preset", name, *ON_CPU))
 
 
 def report(found: Sequence[Case]) -> str:

@@ -6,6 +6,7 @@ sources are reported together.
 
 import argparse
 import io
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ Group = TypeVar("Group")
 CONFIG_HELP = "TOML file with options (section names are free); the command line wins over it"
 OUTPUT_HELP = "write all options to the new file that --config_file names, and end"
 PRESET_HELP = "options for a card ({}) or a TOML file of yours; --config_file and the command line win over them"
+NEGATIVE_NUMBER = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$", re.IGNORECASE)
 LONGEST_METAVAR = 24  # letters; a longer kind, such as a list of choices, stands behind the help
 
 
@@ -70,8 +72,8 @@ def parse_command_line(
     own = vars(line)
     preset, config, writes = own.pop("preset", None), own.pop("config_file", None), own.pop("output_config", False)
     on_line = [Given(name, value, entries[name].flags[0]) for name, value in own.items()]
-    in_preset = read_options(_preset_file(preset, presets), "--preset", entries, refuse, idle, problems) if preset else []
-    in_file = read_options(Path(config), "--config_file", entries, refuse, idle, problems) if config and not writes else []
+    in_preset = read_options(_preset_file(preset, presets), "--preset", entries, refuse, idle, problems) if preset is not None else []
+    in_file = read_options(Path(config), "--config_file", entries, refuse, idle, problems) if config is not None and not writes else []
     values: dict[str, Any] = {}
     for item in (*in_preset, *in_file, *on_line):
         _convert_into(values, entries[item.name], item, problems)
@@ -128,6 +130,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser(entries: Any, prog: str, about: str, presets: Mapping[str, Path]) -> argparse.ArgumentParser:
     parser = _Parser(prog=prog, description=about, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser._negative_number_matcher = NEGATIVE_NUMBER  # argparse's own takes -1e-4 for an option
     parser.add_argument("--config_file", metavar="FILE", help=CONFIG_HELP)
     parser.add_argument("--output_config", action="store_true", help=OUTPUT_HELP)
     if presets:
@@ -178,7 +181,7 @@ def _preset_file(given: str, presets: Mapping[str, Path]) -> Path:
 
 def _write_config(config: str | None, groups: Sequence[type], values: Mapping[str, Any], given: Mapping[str, Any]) -> NoReturn:
     """Write what `--output_config` asks for, and end the script."""
-    if config is None:
+    if not config:
         raise OptionError(["--output_config: name the file to write with --config_file"])
     path = Path(config) if Path(config).suffix else Path(config).with_suffix(".toml")
     if path.exists():
@@ -205,7 +208,8 @@ def _unknown_flags(extras: Sequence[str], entries: Mapping[str, Declared], refus
         elif name[2:] in refuse:
             problems.append(f"{name}: {refuse[name[2:]]}")
         else:
-            problems.append(unknown(name, known, "option"))
+            off = [f"--no-{flag[2:]}" for entry in entries.values() if entry.is_flag for flag in entry.flags]
+            problems.append(unknown(name, [*known, *off] if name.startswith(("--no-", "--no_")) else known, "option"))
     return problems
 
 

@@ -7,16 +7,20 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from library.core.options import Declared, Given, declared
+from library.core.options import Declared, Given, declared, describe
 from library.core.spelling import unknown
 
 ASKS_NOTHING = (False, "", [])
 """Values with which files of other tools list options that are not used."""
 
 
+COMMAND_LINE_ONLY = ("config_file", "output_config", "preset")
+"""What says which files are read and written."""
+
+
 def read_toml(path: Path, where: str) -> tuple[dict[str, Any], str]:
     """The table and the text of a TOML file. Raises `ValueError` that names `where` (the option) and the file."""
-    named, path = path, path if path.suffix or path.is_file() else path.with_suffix(".toml")
+    named, path = path, path if path.suffix or path.is_file() or not path.name else path.with_suffix(".toml")
     if named.is_dir() and not path.is_file():
         raise ValueError(f"{where} {named}: is a folder, and a file is needed")
     try:
@@ -39,14 +43,24 @@ def read_options(
     """
     table, text = read_toml(path, where)
     names = spellings(entries)
+    tables = {name for name, entry in entries.items() if describe(entry.kind) == "table"}
     given: dict[str, Given] = {}
-    for key, value in _flat(table, names):
-        place = f"{path} {line_of(text, key)}({key})"
+    lines: dict[str, int] = {}  # of each key, where it stood last
+    for key, value in _flat(table, tables):
+        is_other_spelling = key not in lines
+        lines[key] = line_number(text, key, lines.get(key, 0))
+        place = f"{path} {f'line {lines[key]} ' if lines[key] else ''}({key})"
         name = names.get(key)
-        if name in given:
-            problems.append(f"{place}: given twice; the other is {given[name].where}")
-        elif name is not None:
+        if name is not None and name not in given:
             given[name] = Given(name, value, place, is_typed=True)
+        elif name is not None and is_other_spelling and value in (False, entries[name].default):
+            pass  # files of other tools list every spelling of an option, used or not
+        elif name is not None and is_other_spelling and given[name].value in (False, entries[name].default):
+            given[name] = Given(name, value, place, is_typed=True)
+        elif name is not None:
+            problems.append(f"{place}: given twice; the other is {given[name].where}")
+        elif key in COMMAND_LINE_ONLY:
+            problems.append(f"{place}: is for the command line only; leave it out of the file")
         elif key not in refuse:
             problems.append(f"{place}: {unknown(key, entries, 'option')}")
         elif value not in ASKS_NOTHING and value != idle.get(key):
@@ -87,18 +101,18 @@ def spellings(entries: Mapping[str, Declared]) -> dict[str, str]:
     return {flag[2:]: name for name, entry in entries.items() for flag in entry.flags} | {name: name for name in entries}
 
 
-def line_of(text: str, key: str, after: int = 0) -> str:
-    """`line N ` where `key =` first stands after line `after` of a TOML text, or an empty string."""
+def line_number(text: str, key: str, after: int = 0) -> int:
+    """The line on which `key =` first stands after line `after` of a TOML text, or 0."""
     for number, line in enumerate(text.splitlines(), 1):
         if number > after and line.split("=", 1)[0].strip().strip("\"'") == key and "=" in line:
-            return f"line {number} "
-    return ""
+            return number
+    return 0
 
 
-def _flat(table: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
-    """Keys and values outside and inside sections."""
+def _flat(table: Mapping[str, Any], tables: Collection[str]) -> Iterator[tuple[str, Any]]:
+    """Keys and values outside and inside sections, however deep; `tables` are the options whose value is a table."""
     for key, value in table.items():
-        if isinstance(value, dict) and key not in names:
-            yield from value.items()
+        if isinstance(value, dict) and key not in tables:
+            yield from _flat(value, tables)
         else:
             yield key, value

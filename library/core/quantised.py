@@ -26,9 +26,8 @@ FormName = Literal["fp8_scaled", "int8", "nf4"]
 FP8_LARGEST = 448.0
 INT8_LARGEST = 127.0
 NF4_BLOCK = 64
-SMALLEST = (
-    2**18
-)  # weights with fewer elements stay as they are: all together they are little, and in- and outputs of a model are among them
+SMALLEST = 2**18
+"""Weights with fewer elements stay as they are: all together they are little, and a model's first and last layers are among them."""
 
 
 def pack_layers(model: nn.Module, form: FormName, device: torch.device | None = None, *, smallest: int = SMALLEST) -> int:

@@ -77,11 +77,11 @@ class FlowOptions(NoiseOptions):
     )
 
     def check(self) -> Any:
-        """What is wrong: shifts and deviations that are not positive."""
+        """What is wrong: shifts and deviations that are not positive, or not finite."""
         yield from super().check()
         for name in ("discrete_flow_shift", "sigmoid_scale", "logit_std"):
-            if not getattr(self, name) > 0:
-                yield f"--{name} {getattr(self, name):g}: must be more than 0"
+            if not 0 < getattr(self, name) < math.inf:
+                yield f"--{name} {getattr(self, name):g}: must be more than 0 and finite"
 
 
 class FlowProcess(NoiseProcess):

@@ -18,7 +18,7 @@ NOT_YET = dict.fromkeys(
     """.split(),
     LATER,
 ) | {
-    "xformers": "retired: torch's scaled_dot_product_attention is always on; leave it out",
-    "diffusers_xformers": "retired: torch's scaled_dot_product_attention is always on; leave it out",
+    "xformers": "use --attn_mode xformers",
+    "diffusers_xformers": "use --attn_mode xformers",
     "sdpa": "torch's scaled_dot_product_attention is always on; leave it out",
 }

@@ -108,6 +108,24 @@ def missing_package(mode: str) -> str | None:
     return f"--attn_mode {mode}: needs the package {backend.package} (pip install {backend.package})"
 
 
+def kernel_problem(mode: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """What keeps a mode's kernel from running on a device, or in the dtype of its products; None where nothing does."""
+    backend = BACKENDS[mode]
+    if backend.module and device.type != "cuda":
+        return f"--attn_mode {mode}: {backend.package} runs on CUDA only, not on {device}; {_others(True)}"
+    if backend.is_half_only and dtype not in (torch.float16, torch.bfloat16):
+        return f"--attn_mode {mode}: {backend.package} computes in bf16 or fp16 only, not in {dtype}"
+    return None
+
+
+def refuse_attention(model_options: object, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise `ValueError` for an attention that cannot train on this device and in this dtype: before anything is loaded."""
+    if isinstance(model_options, TrainingAttention):
+        problem = kernel_problem(model_options.attention, device, dtype)
+        if problem is not None:
+            raise ValueError(problem)
+
+
 class Processor:
     """What diffusers' `Attention` calls: projections, norms and rotation around a kernel."""
 
@@ -178,10 +196,8 @@ def _checked(attend: Attend, mode: str, backend: Backend) -> Attend:
     """A kernel that says what it cannot do instead of failing inside, or giving no gradient."""
 
     def checked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if query.device.type != "cuda":
-            raise ValueError(f"--attn_mode {mode}: {backend.package} runs on CUDA only, not on {query.device}; {_others(True)}")
-        if backend.is_half_only and value.dtype not in (torch.float16, torch.bfloat16):
-            raise ValueError(f"--attn_mode {mode}: {backend.package} computes in bf16 or fp16 only, not in {value.dtype}")
+        if (problem := kernel_problem(mode, query.device, value.dtype)) is not None:
+            raise ValueError(problem)
         if not backend.trains and (query.requires_grad or key.requires_grad or value.requires_grad):
             raise ValueError(f"--attn_mode {mode}: {backend.package} has no backward pass; {_others(True)}")
         return attend(query, key, value)

@@ -25,7 +25,7 @@ from library.training.optimizing.averaging import innermost
 from networks.factory import DEFAULT_ALPHA, DEFAULT_DIM
 
 OPTION_ENTRIES = """
-        learning_rate unet_lr max_grad_norm lr_warmup_steps lr_scheduler gradient_checkpointing gradient_accumulation_steps
+        learning_rate unet_lr max_grad_norm lr_warmup_steps gradient_checkpointing gradient_accumulation_steps
         network_module network_dropout mixed_precision full_bf16 fp8_base fp8_base_unet cache_latents lowram prior_loss_weight
         caption_dropout_rate caption_dropout_every_n_epochs caption_tag_dropout_rate output_name training_comment
         max_validation_steps validate_every_n_epochs validate_every_n_steps loss_type huber_schedule huber_scale huber_c
@@ -111,6 +111,7 @@ def run_metadata(facts: Facts) -> dict[str, str]:
         "ss_session_id": random.Random(time.time_ns()).randint(0, 2**32),
         "ss_training_started_at": time.time(),
         "ss_seed": facts.seed,
+        "ss_lr_scheduler": values["lr_scheduler_type"] or values["lr_scheduler"],
         "ss_text_encoder_lr": list(values["text_encoder_lr"]) or None,
         "ss_optimizer": f"{kind.__module__}.{kind.__name__}({arguments})",
         "ss_network_dim": _known(facts.network, facts.network.network_dim, DEFAULT_DIM),

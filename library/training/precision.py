@@ -61,14 +61,19 @@ class PrecisionOptions:
             return self.quantize_base
         return "fp8_scaled" if self.fp8_scaled else "fp8" if self.fp8_base or self.fp8_base_unet else None
 
+    @property
+    def storage_option(self) -> str:
+        """The option that asks for `storage`, as it was given."""
+        plain = "--fp8_base" if self.fp8_base or not self.fp8_base_unet else "--fp8_base_unet"
+        return {"fp8": plain, "fp8_scaled": "--fp8_scaled"}.get(self.storage or "", f"--quantize_base {self.quantize_base}")
+
 
 def refuse_what_the_device_cannot(options: PrecisionOptions, device: torch.device) -> None:
     """Raise `ValueError` for precision options that this device cannot fulfil."""
     if options.storage == "fp8" and (reason := fp8_refusal(device)):
-        raise ValueError(f"--fp8_base: {reason}; leave it out or use a device that can")
+        raise ValueError(f"{options.storage_option}: {reason}; leave it out or use a device that can")
     if options.storage in ("fp8_scaled", "int8", "nf4") and (reason := refusal(options.storage, device)):
-        name = "--fp8_scaled" if options.storage == "fp8_scaled" else f"--quantize_base {options.storage}"
-        raise ValueError(f"{name}: {reason}; leave it out or use a device that can")
+        raise ValueError(f"{options.storage_option}: {reason}; leave it out or use a device that can")
     if options.mixed_precision == "fp16" and device.type == "cpu":
         raise ValueError("--mixed_precision fp16: training in fp16 needs a GPU (no loss scaling on a CPU); use bf16 or no")
 

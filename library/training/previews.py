@@ -79,10 +79,12 @@ class Previews:
         """The previews of a run, in `sample/` of its folder. Raises `ValueError` for prompts that cannot be read or drawn."""
         if options.sample_prompts is None:
             return cls(options=options, requests=[], folder=output, name="")
-        lines, process = read_preview_prompts(Path(options.sample_prompts)), arch.noise_process()
-        requests = [
-            request for index, line in enumerate(lines) for request in _requests(line, process, options.sample_sampler, seed, index)
-        ]
+        process, requests = arch.noise_process(), []
+        for index, line in enumerate(read_preview_prompts(Path(options.sample_prompts))):
+            try:
+                requests += _requests(line, process, options.sample_sampler, seed, index)
+            except ValueError as error:
+                raise ValueError(f"--sample_prompts {options.sample_prompts} prompt {index + 1}: {error}") from error
         problems = [problem for request in requests for problem in size_problems(request, arch)]
         if problems:
             raise OptionError(f"--sample_prompts {options.sample_prompts}: {problem}" for problem in dict.fromkeys(problems))

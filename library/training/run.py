@@ -26,7 +26,7 @@ from library.training.distributed import DistributedOptions
 from library.training.length import RunOptions, settle_length
 from library.training.memory.options import MemoryOptions
 from library.training.metadata import MetadataOptions, file_metadata
-from library.training.misfits import refuse_misfits
+from library.training.misfits import refuse_misfits, refuse_unfit_schedule
 from library.training.optimizing.averaging import averaged
 from library.training.optimizing.optimizer import OptimizerOptions
 from library.training.optimizing.rates import effective_rates
@@ -96,6 +96,7 @@ def plan_only(arch: Architecture, options: OptionSet) -> None:
         data = load_data(arch, options, seed)
         refuse_misfits(options, state.num_processes)
         length = settle_length(options[RunOptions], data, state.num_processes)
+        refuse_unfit_schedule(options, length.steps)
         known = {"steps_per_epoch": length.steps_per_epoch, "steps": length.steps, "processes": state.num_processes}
         plan(arch, options, data, run=known, folder=Path(options[SaveOptions].output_dir))
 

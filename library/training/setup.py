@@ -13,6 +13,7 @@ from library.data.dataset import TrainingData
 from library.data.metadata import dataset_metadata
 from library.diffusion.loss import LossOptions
 from library.models.architecture import Architecture
+from library.models.attention import refuse_attention
 from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, check_network_arguments, merge_base_weights
 from library.training.caching import fill_caches, release_models
 from library.training.compiling import CompileOptions, compile_blocks, refuse_compilation
@@ -23,7 +24,7 @@ from library.training.memory.budget import widest_activations
 from library.training.memory.checkpointing import set_checkpointing
 from library.training.memory.options import MemoryOptions, refuse_without_blocks
 from library.training.metadata import Facts, run_metadata
-from library.training.misfits import refuse_misfits
+from library.training.misfits import refuse_misfits, refuse_unfit_schedule
 from library.training.model import TrainingModel
 from library.training.optimizing.fused_backward import fuse_backward
 from library.training.optimizing.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
@@ -65,7 +66,8 @@ def check_together(arch: Architecture, options: OptionSet, accelerator: Accelera
     for sentence in (*without_effect(options), *options[DistributedOptions].in_vain(accelerator.num_processes)):
         logger.warning("%s", sentence)
     check_network_arguments(arch, options[NetworkOptions])
-    refuse_without_blocks(arch, options[MemoryOptions])
+    refuse_without_blocks(arch, options[MemoryOptions], options[arch.ModelOptions])
+    refuse_attention(options[arch.ModelOptions], accelerator.device, options[PrecisionOptions].weight_dtype)
     refuse_compilation(arch, options, accelerator.device)
     refuse_misfits(options, accelerator.num_processes)
 
@@ -76,6 +78,7 @@ def set_up(
     """Load the models, fill the caches, make the network, and build what trains it."""
     set_backend_switches(options[SpeedOptions])
     length = settle_length(options[RunOptions], data, accelerator.num_processes)
+    refuse_unfit_schedule(options, length.steps)
     trained = adapted_models(arch, options, accelerator, data)
     model = trainable_model(arch, options, accelerator, data, trained)
     optimizer = build_optimizer(trained.groups, options[OptimizerOptions], seed=seed)

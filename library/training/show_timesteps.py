@@ -42,6 +42,10 @@ class TimestepViewOptions:
     show_timesteps_resolution: str = option("1024", help="size of the picture for --show_timesteps: one side, or width,height")
 
     RULES: ClassVar[tuple[Rule, ...]] = (
+        *(
+            Rule(option=name, when=lambda v: v["show_timesteps"] is not None, because="--show_timesteps is answered instead")
+            for name in ("plan", "plan_file", "debug_dataset")
+        ),
         Rule(option="show_timesteps_resolution", when=lambda v: v["show_timesteps"] is None, because="it is for --show_timesteps"),
         Rule(
             option="show_timesteps_resolution",

@@ -99,7 +99,8 @@ def test_convert(value: object, kind: object, expected: object) -> None:
 
 
 @pytest.mark.parametrize(("value", "kind"), [
-    ("maybe", bool), (1.5, int), (True, int), (True, float), ("nan", float), (3, str), ("1,2,3", tuple[int, int]), ("x", int | None),
+    ("maybe", bool), (float("inf"), int), (float("nan"), int), (1.5, int),
+    (True, int), (True, float), ("nan", float), (3, str), ("1,2,3", tuple[int, int]), ("x", int | None),
 ])  # fmt: skip
 def test_convert_refuses(value: object, kind: object) -> None:
     with pytest.raises(OptionError, match="^here: "):
@@ -190,7 +191,42 @@ def test_a_mistake_in_a_preset_names_file_and_line(tmp_path: Path) -> None:
 
 def test_an_option_twice_in_a_file_is_an_error(tmp_path: Path) -> None:
     config = write(tmp_path, "legs = 2\n[other]\nlegs = 3\n")
-    assert any("given twice" in problem for problem in problems("--name", "Rex", "--config_file", config))
+    found = problems("--name", "Rex", "--config_file", config)
+    assert found == [f"{config} line 3 (legs): given twice; the other is {config} line 1 (legs)"]
+
+
+@pytest.mark.parametrize("text", ["bark = false\ntalks = true\n", "talks = true\nbark = false\n"])
+def test_two_spellings_of_an_option_may_stand_in_a_file_if_one_is_unused(text: str, tmp_path: Path) -> None:
+    @dataclass(kw_only=True, frozen=True)
+    class Talker:
+        """Talker."""
+
+        talks: bool = option(False, help="does it talk", flags=("--talks", "--bark"))
+
+    assert parse_command_line([Talker], ["--config_file", write(tmp_path, text)], prog="t", about="t")[Talker].talks
+
+
+def test_a_section_may_have_the_name_of_an_option(tmp_path: Path) -> None:
+    assert parse("--name", "Rex", "--config_file", write(tmp_path, "[legs]\nlegs = 3\n")).legs == 3
+
+
+def test_what_names_files_is_for_the_command_line_only(tmp_path: Path) -> None:
+    config = write(tmp_path, 'preset = "small"\n')
+    assert problems("--name", "Rex", "--config_file", config) == [
+        f"{config} line 1 (preset): is for the command line only; leave it out of the file"
+    ]
+
+
+def test_an_empty_name_of_a_file_is_an_error_and_not_ignored(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--config_file .*: is a folder, and a file is needed"):
+        parse("--name", "Rex", "--config_file", "")
+    with pytest.raises(OptionError, match="--preset: unknown preset ''"):
+        parse_command_line([Animal], ["--name", "Rex", "--preset", ""], prog="t", about="t", presets=presets_of(tmp_path, ""))
+
+
+@pytest.mark.parametrize("number", ["-3", "-0.5", "-1e-4", "-.5E3"])
+def test_a_negative_number_is_a_value_and_no_option(number: str) -> None:
+    assert parse("--name", "Rex", "--weight", number).weight == float(number)
 
 
 def test_a_flag_is_switched_off_over_a_file(tmp_path: Path) -> None:
@@ -249,3 +285,11 @@ def test_help_shows_long_lists_of_choices(capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit):
         parse_command_line([Picky], ["-h"], prog="test", about="test")
     assert "red|green|blue|yellow|violet|orange" in capsys.readouterr().out.replace("\n", "").replace(" ", "")
+
+
+def test_a_misspelt_negative_flag_is_answered_with_a_negative_one() -> None:
+    assert problems("--name", "Rex", "--no-tamed") == ["unknown option '--no-tamed'; did you mean '--no-tame'?"]
+
+
+def test_sections_in_sections_are_as_free(tmp_path: Path) -> None:
+    assert parse("--name", "Rex", "--config_file", write(tmp_path, "[a.b]\nlegs = 2\n")).legs == 2

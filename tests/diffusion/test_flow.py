@@ -126,6 +126,13 @@ def test_what_a_flow_has_not_is_refused(name: str, shift: float) -> None:
         FlowProcess().sampler(name, 4, shift)
 
 
+@pytest.mark.parametrize("name", ["discrete_flow_shift", "sigmoid_scale", "logit_std"])
+@pytest.mark.parametrize("value", [0.0, math.inf])
+def test_a_shift_or_deviation_is_positive_and_finite(name: str, value: float) -> None:
+    (problem,) = FlowOptions(**{name: value}).check()  # pyright: ignore[reportArgumentType]
+    assert problem == f"--{name} {value:g}: must be more than 0 and finite"
+
+
 IN_VAIN = {
     "noise_offset_random_strength": [],
     "multires_noise_discount": ["0.5"],

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from library.models import attention
 from library.models.anima.denoiser import AnimaDiT
-from library.models.attention import BACKENDS, TrainingAttention, rotated, set_attention
+from library.models.attention import BACKENDS, TrainingAttention, refuse_attention, rotated, set_attention
 
 
 @dataclass(frozen=True)
@@ -160,6 +160,28 @@ def test_training_says_at_once_which_attention_cannot_be(given: dict[str, Any], 
 @pytest.mark.parametrize("given", [{}, {"attn_mode": "sdpa"}, {"attn_mode": "torch", "split_attn": True}])
 def test_torchs_own_attention_is_always_there(given: dict[str, Any]):
     assert not list(TrainingAttention(**given).attention_problems())
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "dtype", "message"),
+    [
+        ("flash", "cpu", torch.bfloat16, "--attn_mode flash: flash-attn runs on CUDA only, not on cpu"),
+        ("xformers", "cpu", torch.float32, "--attn_mode xformers: xformers runs on CUDA only, not on cpu"),
+        ("flash", "cuda", torch.float32, "--attn_mode flash: flash-attn computes in bf16 or fp16 only, not in torch.float32"),
+    ],
+)
+def test_a_kernel_that_cannot_train_here_is_refused_before_anything_is_loaded(
+    mode: Any, device: str, dtype: torch.dtype, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        refuse_attention(TrainingAttention(attn_mode=mode), torch.device(device), dtype)
+
+
+def test_a_kernel_that_can_train_here_is_not_refused() -> None:
+    refuse_attention(TrainingAttention(), torch.device("cpu"), torch.float32)
+    refuse_attention(TrainingAttention(attn_mode="flash"), torch.device("cuda"), torch.bfloat16)
+    refuse_attention(TrainingAttention(xformers=True), torch.device("cuda"), torch.float32)
+    refuse_attention(object(), torch.device("cpu"), torch.float32)  # a family that brings another attention
 
 
 class OnGpu:

@@ -169,15 +169,23 @@ def groups() -> list[dict[str, Any]]:
     return [{"params": [parameter], "lr": 1e-3}]
 
 
-@pytest.mark.parametrize(
-    ("name", "each", "is_paged"),
-    [("AdamW", 8, False), ("Lion", 4, False), ("SGD", 0, False), ("AdamW8bit", 2 + 2 * 4 / 256, False), ("PagedAdamW8bit", 2.03125, True)],
-)
-def test_states_in_bytes_a_parameter(name: str, each: float, is_paged: bool) -> None:
+@pytest.mark.parametrize(("name", "each"), [("AdamW", 8), ("Lion", 4), ("SGD", 0), ("AdamW8bit", 2 + 2 * 4 / 256)])
+def test_states_in_bytes_a_parameter(name: str, each: float) -> None:
     with fakes():
         found = optimizer_states(groups(), OptimizerOptions(optimizer_type=name))
-    assert found.bytes == pytest.approx(each * 64 * 256, abs=8)
-    assert found.is_paged == is_paged
+    assert (found.bytes, found.paged) == (pytest.approx(each * 64 * 256, abs=8), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "numbers", "each", "paged"),
+    [
+        ("AdamW8bit", 4095, 8, 0), ("Lion8bit", 4095, 4, 0), ("AdEMAMix8bit", 4096, 3 * 1.015625, 0),
+        ("PagedAdamW8bit", 99_999, 2 * 1.015625, 0), ("PagedAdamW8bit", 102_400, 0, 2 * 1.015625), ("PagedAdamW", 102_400, 0, 8),
+    ],
+)  # fmt: skip
+def test_bitsandbytes_packs_and_pages_what_is_large_enough(name: str, numbers: int, each: float, paged: float) -> None:
+    found = optimizer_states([{"params": [nn.Parameter(torch.zeros(numbers))]}], OptimizerOptions(optimizer_type=name))
+    assert (found.bytes, found.paged) == (int(each * numbers), int(paged * numbers))
 
 
 def test_an_optimizer_that_wants_numbers_is_tried_on_a_small_parameter() -> None:
@@ -185,6 +193,26 @@ def test_an_optimizer_that_wants_numbers_is_tried_on_a_small_parameter() -> None
     with fakes():
         found = optimizer_states(groups(), OptimizerOptions(optimizer_type="Prodigy", learning_rate=1.0))
     assert found.bytes >= 16 * 64 * 256 * 0.9
+
+
+# Networks that need real tensors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("extra", [("--dim_from_weights",), ("--network_dim", "2")])
+def test_a_network_that_starts_from_a_file_is_told_too(extra: tuple[str, ...], sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:
+    file = sdxl.run(images, tmp_path, "--network_train_unet_only", "--max_train_steps", "1").file
+    plain, found = told(sdxl, images, tmp_path), told(sdxl, images, tmp_path, "--network_weights", str(file), *extra)
+    assert sizes(found.memory) == sizes(plain.memory)
+    assert module_facts(found.trained.network) == module_facts(plain.trained.network)
+
+
+@pytest.mark.slow
+def test_a_third_party_network_that_computes_with_its_shapes_is_told_too(sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lycoris")
+    options = sdxl.options(images, tmp_path, "--network_args", "algo=lokr", "factor=4", module="lycoris.kohya")
+    found = forecast_run(sdxl.arch, options, [SHAPE], text_is_cached=False)
+    assert sizes(found.memory)["adapter"] > 0
 
 
 # The ledger

@@ -31,6 +31,11 @@ def test_bounds_of_timesteps_stand_in_the_file(family: SmallFamily, images: Path
     assert metadata["modelspec.timestep_range"] == "200,1000"
 
 
+def test_the_file_names_the_schedule_that_its_rate_followed(family: SmallFamily, images: Path, tmp_path: Path) -> None:
+    given = ("--max_train_steps", "1", "--lr_scheduler_type", "StepLR", "--lr_scheduler_args", "step_size=2")
+    assert read_header(family.run(images, tmp_path, *given).file).metadata["ss_lr_scheduler"] == "StepLR"
+
+
 def test_a_thumbnail_file_becomes_a_small_jpeg(tmp_path: Path) -> None:
     Image.new("RGBA", (800, 400), (255, 0, 0, 255)).save(tmp_path / "a.png")
     head, data = (thumbnail(str(tmp_path / "a.png")) or "").split(",")

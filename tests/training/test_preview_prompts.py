@@ -113,7 +113,7 @@ def test_a_line_s_sampler_wins_over_that_of_the_command(sdxl: SmallFamily, tmp_p
 
 def test_a_flow_has_its_one_sampler_and_refuses_others(anima: SmallFamily, tmp_path: Path) -> None:
     assert samplers(anima, tmp_path, "a cat --w 64 --h 64") == ["euler"]
-    with pytest.raises(ValueError, match="sampler heun: a flow is followed with 'euler'"):
+    with pytest.raises(ValueError, match=r"--sample_prompts .* prompt 1: sampler heun: a flow is followed with 'euler'"):
         samplers(anima, tmp_path, "a cat --w 64 --h 64 --ss heun")
     with pytest.raises(ValueError, match="sampler ddim: a flow is followed with 'euler'"):
         samplers(anima, tmp_path, "a cat --w 64 --h 64", sample_sampler="ddim")

@@ -13,6 +13,7 @@ from library.diffusion.loss import LossOptions
 from library.diffusion.noise import NoiseOptions
 from library.models.architecture import Architecture, architecture_named, architecture_names
 from library.training.length import RunOptions
+from library.training.plan import PlanOptions
 from library.training.save import SaveOptions
 from library.training.show_timesteps import BANDS, FILE, TimestepViewOptions, bands, show_timesteps
 
@@ -105,3 +106,10 @@ def test_a_size_that_nothing_looks_at_is_in_vain() -> None:
     assert "it is for --show_timesteps" in said("--show_timesteps_resolution", "512")[0]
     assert "flux_shift only" in said("--show_timesteps_resolution", "512", "--show_timesteps", "console")[0]
     assert said("--show_timesteps", "console") == []
+
+
+def test_a_plan_that_is_not_made_is_said(arch: Architecture) -> None:
+    groups = [arch.ModelOptions, arch.NoiseOptions, PlanOptions, TimestepViewOptions]
+    given = ["--pretrained_model_name_or_path", ".", "--show_timesteps", "console", "--plan"]
+    (sentence,) = without_effect(parse_command_line(groups, given, prog="test", about="test"), TimestepViewOptions.RULES)
+    assert sentence == "--plan has no effect: --show_timesteps is answered instead"

@@ -124,11 +124,10 @@ def test_swapped_blocks_change_no_loss(
 
 BAD = [
     (["--min_snr_gamma", "5"], "--min_snr_gamma: Anima is a flow"),
-    (["--noise_offset", "0.1"], "--noise_offset: sd-scripts never read it for Anima"),
     (["--self_attn_lr", "1e-4"], "network_reg_lrs="),
     (["--llm_adapter_lr", "1e-4"], "train_llm_adapter=True"),
     (["--max_token_length", "225"], "--qwen3_max_token_length"),
-    (["--attn_mode", "sageattn"], "--attn_mode sageattn: has no backward pass"),
+    (["--attn_mode", "sageattn"], "--attn_mode sageattn: it has no backward pass"),
     (["--timestep_sampling", "sigmiod"], "did you mean 'sigmoid'"),
     (["--discrete_flow_shift", "0"], "--discrete_flow_shift 0: must be more than 0"),
     (["--blocks_to_swap", "2"], "no memory of its own to save"),

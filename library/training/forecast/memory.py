@@ -3,10 +3,12 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from library.core.command_line import OptionSet
 from library.core.fp8 import store_as_fp8
@@ -17,17 +19,19 @@ from library.models.forecast import forecast_of
 from library.models.vae_pieces import set_pieces
 from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network
 from library.training.forecast.ledger import total_bytes
-from library.training.forecast.optimizers import optimizer_states
+from library.training.forecast.optimizers import States, optimizer_states
 from library.training.forecast.phases import Shape, StepBytes, drawing_bytes, encoding_bytes, step_bytes, text_bytes
 from library.training.forecast.recomputation import kept_by_blocks
-from library.training.forecast.stand_in import own_bytes, stand_in
+from library.training.forecast.stand_in import own_bytes, stand_in, turn_fake
 from library.training.memory.activations import fakes
+from library.training.memory.block_swap import check_count
 from library.training.memory.budget import Activations
 from library.training.memory.checkpointing import set_checkpointing
 from library.training.memory.options import MemoryOptions
 from library.training.model import TrainingModel
 from library.training.optimizing.optimizer import OptimizerOptions
 from library.training.precision import PrecisionOptions
+from networks.protocol import load_network_module, network_modules
 
 GPU, MAIN, FREED = "GPU", "main memory", "freed"
 CONTEXT = 700 * 2**20  # bytes of a GPU that CUDA, cuBLAS and cuDNN take for themselves
@@ -117,7 +121,7 @@ class _Run:
             set_pieces(self.models.vae, one_by_one=self.memory.vae_slicing, in_tiles=self.memory.vae_tiling)
         self.loaded = own_bytes(self.models.denoiser)
         self.denoiser, self.unpacked, self.stored_as = _store(self.models.denoiser, options)
-        self.trained = build_trained_network(self.models, options[NetworkOptions], options[OptimizerOptions], text_is_cached=text_is_cached)
+        self.trained = _trained(self.models, options, text_is_cached)
         if options.values().get("full_bf16"):
             for parameter in self.trained.parameters:
                 parameter.data = parameter.data.to(torch.bfloat16)
@@ -143,7 +147,7 @@ class _Run:
         step = replace(step, activations=max(0, step.activations - offloaded), working=step.working + self.unpacked)
         states = optimizer_states(self.trained.groups, self.options[OptimizerOptions])
         self.notes += [states.note] if states.note else []
-        found = self._parts(step, states.bytes, states.is_paged, offloaded, cached_bytes)
+        found = self._parts(step, states, offloaded, cached_bytes)
         parts = tuple(part for part in found if part.bytes and part.place != FREED)
         phases = self._phases(parts, step, states.working, encoding, pictures, drawing)
         facts = MemoryFacts(shape=shape, parts=parts, phases=tuple(phases), notes=tuple(self.notes))
@@ -167,7 +171,7 @@ class _Run:
         given = sorted((block.given for block in found.blocks), reverse=True) if found is not None and self.memory.offloads else []
         return model, sum(given[1:])  # the block at work has its own on the GPU
 
-    def _parts(self, step: StepBytes, states: int, is_paged: bool, offloaded: int, cached_bytes: int) -> list[Part]:
+    def _parts(self, step: StepBytes, states: States, offloaded: int, cached_bytes: int) -> list[Part]:
         swapped = self._swapped()
         adapter = total_bytes(self.trained.network.parameters()) + total_bytes(self.trained.network.buffers())
         vae = 0 if self.models.vae is None else own_bytes(self.models.vae)
@@ -177,7 +181,8 @@ class _Run:
             Part(name="text encoders", place=self._rests(self.text_is_cached), bytes=own_bytes(*self.models.text_encoders)),
             Part(name="VAE", place=self._rests(self.data.caches_latents), bytes=vae),
             Part(name="adapter", place=GPU, bytes=adapter),
-            Part(name="optimizer", place=MAIN if is_paged else GPU, bytes=states),
+            Part(name="optimizer", place=GPU, bytes=states.bytes),
+            Part(name="paged optimizer", place=MAIN, bytes=states.paged),
             Part(name="gradients", place=GPU, bytes=step.gradients, note="those there are at the worst moment"),
             Part(name="activations", place=GPU, bytes=step.activations, note="kept for the backward pass"),
             Part(name="working space", place=GPU, bytes=step.working, note="at the worst moment of the backward pass"),
@@ -237,7 +242,9 @@ class _Run:
         count = self.memory.blocks_to_swap
         if not count:
             return _Swapped()
-        blocks = self.arch.blocks(self.models.denoiser)[-count:]
+        blocks = self.arch.blocks(self.models.denoiser)
+        check_count(count, len(blocks))
+        blocks = blocks[-count:]
         sizes = [own_bytes(block) for block in blocks]
         pinned = sum(
             1 << (math.ceil(each.numel() * each.element_size()) - 1).bit_length() for block in blocks for each in block.parameters()
@@ -259,6 +266,18 @@ def _stand_ins(arch: Architecture, model_options: Any, dtype: torch.dtype) -> Mo
     if models.vae is not None:
         stand_in(models.vae, torch.float32 if getattr(model_options, "no_half_vae", False) else dtype)
     return models
+
+
+def _trained(models: Models, options: OptionSet, text_is_cached: bool) -> TrainedNetwork:
+    """The network on fakes. Files and foreign code need real tensors, which fakes then replace."""
+    chosen = options[NetworkOptions]
+    build = partial(build_trained_network, models, chosen, options[OptimizerOptions], text_is_cached=text_is_cached)
+    if chosen.network_weights is None and load_network_module(chosen.network_module).__name__ in network_modules():
+        return build()
+    with unset_fake_temporarily(), torch.autocast("cpu", enabled=False):
+        trained = build()
+    turn_fake(trained.network, trained.groups)
+    return trained
 
 
 def _store(denoiser: nn.Module, options: OptionSet) -> tuple[int, int, str]:

@@ -12,16 +12,18 @@ from library.training.optimizing.optimizer import OptimizerOptions, build_optimi
 PROBED = 64, 256  # shape of the real parameter: as many numbers as packed states need to be packed
 PACKED: Mapping[str, float] = {"adamw8bit": 2, "lion8bit": 1, "sgdnesterov8bit": 1, "ademamix8bit": 3, "adamw": 8, "adamw32bit": 8}
 BLOCK_SCALE = 4 / 256  # bytes of a packed number's share in its block's scale
+UNPACKED_BELOW = 4096  # numbers; bitsandbytes keeps the states of smaller parameters in 32 bits
+PAGED_FROM = 100_000  # numbers; bitsandbytes leaves the states of smaller parameters on the GPU
 SUPPOSED = 8  # bytes a parameter of an optimizer that cannot be tried here: those of AdamW
 
 
 @dataclass(frozen=True, kw_only=True)
 class States:
-    """Bytes of the states, what a step takes besides, whether they may leave the GPU, and what a person should know."""
+    """Bytes of the states on the GPU, what a step takes besides, bytes that may leave it, and what a person should know."""
 
     bytes: int
     working: int = 0
-    is_paged: bool = False
+    paged: int = 0
     note: str = ""
 
 
@@ -31,10 +33,7 @@ def optimizer_states(groups: Sequence[Mapping[str, Any]], options: OptimizerOpti
     parameters = [parameter for group in groups for parameter in group["params"]]
     count = sum(parameter.numel() for parameter in parameters)
     if name.removeprefix("paged") in PACKED and ("8bit" in name or name.startswith("paged")):
-        is_paged = name.startswith("paged")
-        size = PACKED[name.removeprefix("paged")] * (1 + BLOCK_SCALE * ("8bit" in name))
-        note = "paged states leave the GPU when it is full; they are counted in main memory" if is_paged else ""
-        return States(bytes=int(size * count), is_paged=is_paged, note=note)
+        return _packed_states(name, [parameter.numel() for parameter in parameters])
     try:
         optimizer = build_optimizer([dict(group) for group in groups], options)
     except (ValueError, TypeError, RuntimeError) as error:
@@ -46,6 +45,16 @@ def optimizer_states(groups: Sequence[Mapping[str, Any]], options: OptimizerOpti
     if size is None:
         return States(bytes=SUPPOSED * count, note=f"optimizer: {SUPPOSED} bytes a parameter are supposed, as AdamW takes")
     return States(bytes=int(size * count), working=int(4 * max(parameter.numel() for parameter in parameters)))
+
+
+def _packed_states(name: str, counts: Sequence[int]) -> States:
+    """The states of an optimizer of bitsandbytes for parameters of so many numbers each."""
+    each = PACKED[name.removeprefix("paged")]
+    packed, whole = (each * (1 + BLOCK_SCALE), 4 * each) if "8bit" in name else (each, each)
+    sizes = [(count, int(count * (whole if count < UNPACKED_BELOW else packed))) for count in counts]
+    paged = sum(size for count, size in sizes if count >= PAGED_FROM) if name.startswith("paged") else 0
+    note = "paged states leave the GPU when it is full; they are counted in main memory" if paged else ""
+    return States(bytes=sum(size for _, size in sizes) - paged, paged=paged, note=note)
 
 
 def _probed(options: OptimizerOptions) -> float | None:

@@ -24,6 +24,12 @@ def swap_refusal(device: torch.device) -> str | None:
     return None if device.type == "cuda" else f"the device {device} has no memory of its own to save; it needs a CUDA GPU"
 
 
+def check_count(count: int, blocks: int) -> None:
+    """Raise `ValueError` where a model of so many blocks cannot swap `count` of them."""
+    if not 0 <= count <= blocks:
+        raise ValueError(f"--blocks_to_swap {count}: the model has {blocks} blocks; give a number from 0 to {blocks}")
+
+
 class BlockSwap:
     """The last `count` of some blocks that run one after another, kept on the CPU between their visits to `device`.
 
@@ -32,8 +38,7 @@ class BlockSwap:
     """
 
     def __init__(self, blocks: Sequence[nn.Module], count: int, device: torch.device) -> None:
-        if not 0 <= count <= len(blocks):
-            raise ValueError(f"--blocks_to_swap {count}: the model has {len(blocks)} blocks; give a number from 0 to {len(blocks)}")
+        check_count(count, len(blocks))
         stream = torch.cuda.Stream(device) if count and device.type == "cuda" else None
         first = len(blocks) - count
         self.device = device

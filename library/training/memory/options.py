@@ -11,7 +11,7 @@ from library.core.command_line import OptionSet
 from library.core.options import OptionError, option
 from library.core.rules import Rule
 from library.models.architecture import Architecture
-from library.training.memory.block_swap import swap_refusal
+from library.training.memory.block_swap import check_count, swap_refusal
 
 UNITS = {"": 2**30, "gb": 2**30, "gib": 2**30, "mb": 2**20, "mib": 2**20}
 BUDGET = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>%|[a-zA-Z]*)")
@@ -45,6 +45,11 @@ class Budget:
 
 def _checkpoints_nothing(values: dict[str, Any]) -> bool:
     return not (values["gradient_checkpointing"] or values["activation_memory_budget"])
+
+
+def _caches_nothing(values: dict[str, Any]) -> bool:
+    caches = ("cache_latents", "cache_latents_to_disk", "cache_text_encoder_outputs", "cache_text_encoder_outputs_to_disk")
+    return not any(values[name] for name in caches)
 
 
 def _encodes_one_at_a_time(values: dict[str, Any]) -> bool:
@@ -83,6 +88,12 @@ class MemoryOptions:
         *(Rule(option=name, when=_checkpoints_nothing, because=NOTHING_CHECKPOINTED) for name in OFFLOADS),
         Rule(option="vae_slicing", when=_encodes_one_at_a_time, because="--vae_batch_size 1 gives the VAE one picture at a time anyway"),
         Rule(option="lowram", when=lambda v: v["highvram"], because="--highvram keeps the models on the device anyway"),
+        Rule(
+            option="lowram",
+            when=lambda v: not v["highvram"] and (v["sample_prompts"] is None or _caches_nothing(v)),
+            because="it is about models that are needed for previews only: with a cache and --sample_prompts",
+        ),
+        Rule(option="highvram", when=_caches_nothing, because="without a cache the models are needed on the device anyway"),
     )
 
     def check(self) -> Iterable[str]:
@@ -111,8 +122,11 @@ class MemoryOptions:
         return self.checkpoints and (self.cpu_offload_checkpointing or self.unsloth_offload_checkpointing)
 
 
-def refuse_without_blocks(arch: Architecture, options: MemoryOptions) -> None:
-    """Raise `OptionError` for options about the denoiser's blocks, where a family has no row of them."""
+def refuse_without_blocks(arch: Architecture, options: MemoryOptions, model_options: Any = None) -> None:
+    """Raise `ValueError` for options about the denoiser's blocks, where there is no row of them, or not as many.
+
+    `model_options` say which files to look into; only their headers are read.
+    """
     given = {"blocks_to_swap": "swapped", "activation_memory_budget": "computed twice one by one"}
     problems = (
         f"--{name}: the denoiser of {arch.title} has no row of blocks that could be {done}; leave it out"
@@ -121,6 +135,8 @@ def refuse_without_blocks(arch: Architecture, options: MemoryOptions) -> None:
     )
     if found := list(problems):
         raise OptionError(found)
+    if options.blocks_to_swap:
+        check_count(options.blocks_to_swap, len(arch.blocks(arch.outlined(model_options).denoiser)))
 
 
 def refuse_memory_options(options: OptionSet, device: torch.device) -> None:
@@ -128,7 +144,7 @@ def refuse_memory_options(options: OptionSet, device: torch.device) -> None:
     memory = options[MemoryOptions]
     problems = []
     if memory.blocks_to_swap and (reason := swap_refusal(device)):
-        problems.append(f"--blocks_to_swap: {reason}; leave it out")
+        problems.append(f"--blocks_to_swap: {reason}; leave it out, or give --blocks_to_swap 0 over a preset")
     if memory.offloads and (reason := swap_refusal(device)):
         [name, *_] = (name for name in OFFLOADS if getattr(memory, name))
         problems.append(f"--{name}: {reason}; leave it out")

@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import math
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
@@ -100,11 +101,12 @@ class OptimizerOptions:
                 yield f"--{name} {value}: must not be negative"
         if any(rate < 0 for rate in self.text_encoder_lr):
             yield f"--text_encoder_lr {' '.join(map(str, self.text_encoder_lr))}: must not be negative"
+        rates = {"learning_rate": (self.learning_rate,), "unet_lr": (self.unet_lr,), "text_encoder_lr": self.text_encoder_lr}
+        yield from (f"--{name} inf: must be finite" for name, given in rates.items() if math.inf in given)
         try:
+            small_optimizer(self)
             kind = optimizer_class(self.optimizer_type)
-            make = partial(_made, kind, _arguments(kind, self, "cpu"))
-            make([{"params": [nn.Parameter(torch.zeros(2, 2))], "lr": self.learning_rate}])
-            if self.fused_backward_pass and not steps_each_alone(make):
+            if self.fused_backward_pass and not steps_each_alone(partial(_made, kind, _arguments(kind, self, "cpu"))):
                 yield f"--fused_backward_pass: {kind.__name__} steps one weight by what all of them did; leave it out, or use AdamW"
         except ValueError as error:
             yield from str(error).splitlines()
@@ -144,6 +146,13 @@ def optimizer_arguments(kind: type[Optimizer], texts: Iterable[str]) -> dict[str
 def finds_rate(kind: type[Optimizer]) -> bool:
     """Whether an optimizer estimates its step size (D-Adaptation, Prodigy): its learning rate is then a factor, usually 1."""
     return "d0" in parameters_of_call(kind)
+
+
+def small_optimizer(options: OptimizerOptions) -> Optimizer:
+    """The optimizer over one small weight, for trials. Raises `ValueError` when there is none, or the constructor refuses."""
+    kind = optimizer_class(options.optimizer_type)
+    group = {"params": [nn.Parameter(torch.zeros(2, 2))], "lr": options.learning_rate}
+    return _made(kind, _arguments(kind, options, "cpu"), [group])
 
 
 def build_optimizer(groups: list[dict[str, Any]], options: OptimizerOptions, *, seed: int = 0) -> Optimizer:

@@ -1,7 +1,9 @@
 """Learning-rate schedules: those of diffusers, transformers and torch by name, and REX, in optimizer steps."""
 
 import importlib
+import math
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -10,7 +12,7 @@ import torch
 from torch.optim import Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler
 
-from library.core.log import get_logger
+from library.core.log import get_logger, warn_once
 from library.core.options import option
 from library.core.rules import Rule
 from library.core.spelling import unknown
@@ -159,6 +161,8 @@ def steps_of(given: float | str, total: int, flag: str) -> int:
     text = str(given)
     try:
         number = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+        if not math.isfinite(number):
+            raise ValueError
     except ValueError:
         raise ValueError(f"{flag} {text}: give steps (100) or a share of the run (10% or 0.1)") from None
     is_share = text.endswith("%") or (number < 1 and number != int(number))
@@ -179,15 +183,30 @@ def build_schedule(optimizer: Optimizer, options: ScheduleOptions, total: int) -
     return _made(optimizer, options, total)
 
 
+def try_schedule(optimizer: Optimizer, options: ScheduleOptions, total: int) -> None:
+    """Make a schedule for an optimizer that nothing else needs, and ask it for the last rate of the run.
+
+    Raises `ValueError` for a schedule that cannot be made, or that would stop the run before its end.
+    """
+    schedule = _made(optimizer, options, total)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the optimizer did not step
+            schedule.last_epoch = total - 1
+            schedule.step()
+    except (ArithmeticError, ValueError) as error:
+        raise ValueError(f"{_shown(options)}: fails in a run of {total} steps: {error}") from error
+
+
 def misfits(optimizer: type[Optimizer], options: ScheduleOptions, *, relative_step: bool) -> Iterator[str]:
     """What is wrong between an optimizer and a schedule; `relative_step` is said of an Adafactor that finds its own rate."""
-    named = options.lr_scheduler_type or _name(options.lr_scheduler)
+    named, flag = options.lr_scheduler_type or _name(options.lr_scheduler), _flag(options)
     warms_up = steps_of(options.lr_warmup_steps, 100, "--lr_warmup_steps") > 0
     if is_schedule_free(optimizer) and (named != "constant" or warms_up):
         own = " and --optimizer_args warmup_steps=N" if "warmup_steps" in parameters_of_call(optimizer) else ""
-        yield f"--lr_scheduler {named}: {optimizer.__name__} needs no schedule; use --lr_scheduler constant without warm-up{own}"
+        yield f"{flag} {named}: {optimizer.__name__} needs no schedule; use --lr_scheduler constant without warm-up{own}"
     if relative_step and (named not in ("constant", "adafactor") or (warms_up and named == "constant")):
-        yield f"--lr_scheduler {named}: Adafactor with relative_step=True finds its own rate; use --lr_scheduler adafactor without warm-up"
+        yield f"{flag} {named}: Adafactor with relative_step=True finds its own rate; use --lr_scheduler adafactor without warm-up"
     if named == "adafactor" and not relative_step:
         yield "--lr_scheduler adafactor: is for --optimizer_type Adafactor with --optimizer_args relative_step=True"
 
@@ -203,9 +222,8 @@ def _made(optimizer: Optimizer, options: ScheduleOptions, total: int) -> LRSched
         arguments |= {name: value for name, value in taken.items() if value is not None}
     try:
         return _maker(options)(optimizer, **arguments)
-    except (TypeError, ValueError, KeyError, IndexError) as error:
-        shown = " ".join((options.lr_scheduler_type or options.lr_scheduler, *options.lr_scheduler_args))
-        raise ValueError(f"--lr_scheduler {shown}: {error}") from error
+    except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, NotImplementedError) as error:
+        raise ValueError(f"{_shown(options)}: {str(error) or type(error).__name__}") from error
 
 
 def _values(options: ScheduleOptions, total: int) -> dict[str, Any]:
@@ -217,12 +235,21 @@ def _values(options: ScheduleOptions, total: int) -> dict[str, Any]:
             f"--lr_warmup_steps {options.lr_warmup_steps} and --lr_decay_steps {options.lr_decay_steps}: together longer than the run"
         )
     if "warmup" in takes and warmup > total:
-        logger.warning("--lr_warmup_steps %d: the run ends after %d, before the full learning rate", warmup, total)
+        warn_once(logger, f"--lr_warmup_steps {warmup}: the run ends after {total}, before the full learning rate")
     return {
         "total": total, "warmup": warmup, "decay": decay, "stable": total - warmup - decay, "cycles": options.lr_scheduler_num_cycles,
         "half_cycles": options.lr_scheduler_num_cycles / 2, "power": options.lr_scheduler_power,
         "timescale": options.lr_scheduler_timescale, "floor": options.lr_scheduler_min_lr_ratio,
     }  # fmt: skip
+
+
+def _flag(options: ScheduleOptions) -> str:
+    return "--lr_scheduler_type" if options.lr_scheduler_type else "--lr_scheduler"
+
+
+def _shown(options: ScheduleOptions) -> str:
+    """The schedule as it was asked for."""
+    return " ".join((_flag(options), options.lr_scheduler_type or options.lr_scheduler, *options.lr_scheduler_args))
 
 
 def _name(given: str) -> str:

@@ -192,7 +192,10 @@ def test_a_mistake_is_answered_with_what_would_work(
 
 
 @pytest.mark.usefixtures("any_device")
-def test_more_blocks_than_there_are_cannot_be_swapped(family: SmallFamily, images: Path, tmp_path: Path) -> None:
+def test_more_blocks_than_there_are_are_refused_before_models_are_loaded(
+    family: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(type(family.arch), "load", lambda *args, **named: pytest.fail("loaded"))
     with pytest.raises(ValueError, match="--blocks_to_swap 1000: the model has "):
         losses(family, images, tmp_path, "--blocks_to_swap", "1000")
 
@@ -202,7 +205,8 @@ IN_VAIN = {
     "cpu_offload_checkpointing": [],
     "unsloth_offload_checkpointing": [],
     "vae_slicing": ["--cache_latents"],
-    "lowram": ["--highvram"],
+    "lowram": [],
+    "highvram": [],
 }
 
 
@@ -213,7 +217,9 @@ def test_what_is_given_in_vain_is_said(name: str, family: SmallFamily, images: P
 
 
 def test_options_that_act_are_not_called_vain(family: SmallFamily, images: Path, tmp_path: Path) -> None:
-    given = ["--gradient_checkpointing", "--cpu_offload_checkpointing", "--lowram", "--vae_slicing", "--vae_tiling"]
+    given = ["--gradient_checkpointing", "--cpu_offload_checkpointing", "--vae_slicing", "--vae_tiling"]
+    drawn = ["--lowram", "--cache_latents", "--vae_batch_size", "2", "--sample_prompts", "a.txt", "--sample_at_first"]
+    assert list(without_effect(family.options(images, tmp_path, *given, *drawn))) == []
     assert list(without_effect(family.options(images, tmp_path, *given))) == []
 
 

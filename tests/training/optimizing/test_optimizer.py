@@ -1,5 +1,7 @@
 """Optimizers are found by name, checked, and lower a loss."""
 
+import math
+
 import pytest
 import torch
 from optimizer_cases import CPU_OPTIMIZERS, options_of, trained
@@ -82,6 +84,11 @@ def test_arguments_are_checked_against_the_constructor() -> None:
     with pytest.raises(OptionError) as caught:
         optimizer_arguments(torch.optim.AdamW, ["wieght_decay=1", "lr=1"])
     assert "did you mean 'weight_decay'" in caught.value.problems[0] and "--learning_rate" in caught.value.problems[1]
+
+
+def test_an_infinite_rate_is_refused_by_its_option() -> None:
+    said = problems(OptimizerOptions(unet_lr=math.inf, text_encoder_lr=(1e-4, math.inf)))
+    assert said.splitlines() == ["--unet_lr inf: must be finite", "--text_encoder_lr inf: must be finite"]
 
 
 def test_a_value_that_the_constructor_refuses_is_named() -> None:

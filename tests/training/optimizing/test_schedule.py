@@ -118,7 +118,7 @@ def test_a_length_is_steps_or_a_share(text: str, steps: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["lr_warmup_steps", "lr_decay_steps"])
-@pytest.mark.parametrize("text", ["many", "-1", "1.5", "150%"])
+@pytest.mark.parametrize("text", ["many", "-1", "1.5", "150%", "inf", "nan", "1e400"])
 def test_a_length_that_is_neither_is_refused(name: str, text: str) -> None:
     assert problems(**{name: text}).startswith(f"--{name} {text}: give")
 
