@@ -159,7 +159,7 @@ class TrainingData:
         captions = [view.caption for view in views]
         weights = [self._loss_weight(view) if position < len(plans) else 0.0 for view in views]
         pixels, latents, mask = self._pictures(plan, views)
-        preserves = torch.tensor([_preserves(view) for view in views])
+        preserves = torch.tensor([view.image.preserves for view in views])
         return Batch(
             images=[str(view.image.path) for view in views],
             captions=captions,
@@ -232,7 +232,3 @@ def _stacked_masks(masks: Sequence[Tensor | None], height: int, width: int) -> T
     if all(mask is None for mask in masks):
         return None
     return torch.stack([torch.ones(height, width) if mask is None else mask for mask in masks])[:, None]
-
-
-def _preserves(view: View) -> bool:
-    return (view.image.options.custom_attributes or {}).get("diff_output_preservation") is True

@@ -38,6 +38,11 @@ class ImageEntry:
         """Does a mask weigh the loss?"""
         return self.mask is not None or self.options.alpha_mask
 
+    @property
+    def preserves(self) -> bool:
+        """Is what the base model predicts its target (`diff_output_preservation`)?"""
+        return (self.options.custom_attributes or {}).get("diff_output_preservation") is True
+
 
 def balanced(images: Sequence[ImageEntry]) -> list[ImageEntry]:
     """The images of one dataset with the repeats of regularisation images raised, one after the other, to match the others.

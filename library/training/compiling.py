@@ -115,14 +115,24 @@ def set_graph_limit(limit: int) -> None:
 
 
 def batch_shapes(data: TrainingData) -> set[tuple[int, Size]]:
-    """Every number of samples and bucket that a batch of the run, or of its validation, can have. All epochs have the same."""
+    """Every number of samples and bucket that a pass of the run, or of its validation, can have. All epochs have the same batches.
+
+    Of a batch in which some samples preserve what the base model predicts, any number of them is a pass of its own.
+    """
     both = [data] if data.validation is None else [data, data.validation]
-    return {(len(plan.samples), plan.bucket) for part in both for plan in part.order(0)}
+    whole = {(len(plan.samples), plan.bucket) for part in both for plan in part.order(0)}
+    return {(count, bucket) for most, bucket in whole for count in range(1, most + 1)} if preserves(data) else whole
 
 
 def strengths(data: TrainingData) -> set[float]:
-    """Every strength at which the network acts in training: that of each dataset, and 1 in validation."""
-    return {1.0, *(dataset.options.network_multiplier for dataset in data.datasets)}
+    """Every strength at which the network acts in training: that of each dataset, 1 in validation, 0 where the base model is asked."""
+    own = {1.0, *(dataset.options.network_multiplier for dataset in data.datasets)}
+    return own | {0.0} if preserves(data) else own
+
+
+def preserves(data: TrainingData) -> bool:
+    """Is the target of some samples what the base model predicts?"""
+    return any(image.preserves for image in data.images)
 
 
 class Watch:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -75,11 +75,13 @@ class Previews:
     _texts: list[list[TextStates]] = field(default_factory=list)
 
     @classmethod
-    def of(cls, options: PreviewOptions, arch: Architecture, output: Path, name: str | None, seed: int) -> "Previews":
+    def of(
+        cls, options: PreviewOptions, arch: Architecture, output: Path, name: str | None, seed: int, model_options: Any = None
+    ) -> "Previews":
         """The previews of a run, in `sample/` of its folder. Raises `ValueError` for prompts that cannot be read or drawn."""
         if options.sample_prompts is None:
             return cls(options=options, requests=[], folder=output, name="")
-        process, requests = arch.noise_process(), []
+        process, requests = arch.noise_process(model_options=model_options), []
         for index, line in enumerate(read_preview_prompts(Path(options.sample_prompts))):
             try:
                 requests += _requests(line, process, options.sample_sampler, seed, index)

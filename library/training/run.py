@@ -111,7 +111,8 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     data = load_data(arch, options, seed)
     for sentence in without_pictures(options[ValidationOptions], data):
         logger.warning("%s", sentence)
-    previews = Previews.of(options[PreviewOptions], arch, saver.folder, saver.options.output_name, seed)
+    name = saver.options.output_name
+    previews = Previews.of(options[PreviewOptions], arch, saver.folder, name, seed, options[arch.ModelOptions])
     run = set_up(arch, options, accelerator, data, seed, saver, previews)
     with run.progress.bar():
         if previews.due_at_first():

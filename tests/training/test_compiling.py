@@ -187,7 +187,8 @@ def test_graphs_are_counted_from_buckets_batch_sizes_and_strengths(monkeypatch: 
     plans = [plan(2, (64, 64)), plan(2, (64, 64)), plan(1, (64, 64)), plan(2, (64, 128))]
     datasets = [SimpleNamespace(options=SimpleNamespace(network_multiplier=strength)) for strength in (1.0, -0.5)]
     held_out = SimpleNamespace(order=lambda epoch: [plan(3, (64, 64))], datasets=[], validation=None)
-    data: Any = SimpleNamespace(order=lambda epoch: plans, datasets=datasets, validation=held_out)
+    images = [SimpleNamespace(preserves=False)]
+    data: Any = SimpleNamespace(order=lambda epoch: plans, datasets=datasets, validation=held_out, images=images)
     assert compiling.batch_shapes(data) == {(2, (64, 64)), (1, (64, 64)), (2, (64, 128)), (3, (64, 64))}
     limits: list[int] = []
     monkeypatch.setattr(compiling, "set_graph_limit", limits.append)
@@ -195,6 +196,14 @@ def test_graphs_are_counted_from_buckets_batch_sizes_and_strengths(monkeypatch: 
     compile_blocks(arch, nn.Identity(), CompileOptions(compile=True), data)
     compile_blocks(arch, nn.Identity(), CompileOptions(compile=True, compile_cache_size_limit=7), data)
     assert limits == [(4 * 2 * 2 + compiling.OTHER_PASSES) * 2, 7]
+
+
+def test_samples_that_preserve_are_passes_of_their_own() -> None:
+    plans = [SimpleNamespace(samples=(0, 0, 0), bucket=(64, 64))]
+    images, datasets = [SimpleNamespace(preserves=True)], [SimpleNamespace(options=SimpleNamespace(network_multiplier=1.0))]
+    data: Any = SimpleNamespace(order=lambda epoch: plans, datasets=datasets, validation=None, images=images)
+    assert compiling.batch_shapes(data) == {(count, (64, 64)) for count in (1, 2, 3)}
+    assert compiling.strengths(data) == {0.0, 1.0}
 
 
 def test_nothing_is_touched_without_compile() -> None:
