@@ -29,7 +29,7 @@ from library.models.architecture import architecture_named
 from library.training import run
 from tools.demo import MODELS, make_dataset
 
-STEPS, WARM = 25, 5
+STEPS, WARM = 20, 5
 NETWORKS: dict[str, tuple[str, ...]] = {
     "LoRA": ("networks.lora",),
     "LoHa": ("networks.loha",),
