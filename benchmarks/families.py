@@ -40,10 +40,11 @@ def measured(family: str, network: str, folder: str) -> dict[str, Any]:
     seconds: list[float] = []
     update = run.update
 
-    def timed(*given: Any) -> None:
+    def timed(*given: Any) -> Any:
         started = time.process_time()
-        update(*given)
+        figures = update(*given)
         seconds.append(time.process_time() - started)
+        return figures
 
     run.update = timed
     run.train(arch, parse_command_line(run.option_groups(arch), argv, prog="benchmark", about="benchmark"))

@@ -2,7 +2,8 @@
 
 Every case is estimated as `--plan` does, on fakes, and then made with real weights on the CPU, where torch's profiler sees every
 allocation. The toys of `assets/` take a minute; `--size full` adds SDXL and Anima at full size with weights of zero, bfloat16, small
-pictures, which takes 8 GB of memory and some minutes. What a GPU adds (CUDA's context, the allocator's slack) is not in either number.
+pictures, which takes 8 GB of memory and, without bfloat16 instructions, half an hour. What a GPU adds (CUDA's context, the allocator's
+slack) is not in either number.
 Writes `benchmarks/results/memory.json` and a Markdown table to the screen.
 """
 
@@ -137,17 +138,17 @@ def _fill(model: nn.Module, dtype: torch.dtype) -> None:
 
 def cases(size: str, families: Sequence[str]) -> Iterator[Case]:
     """Every case, one after another."""
+    lora = ("--network_module", "networks.lora")
     for family in families:
         for module in ("networks.lora", "networks.loha", "networks.lokr"):
             for way in WAYS:
                 yield run_case(family, TOYS[family], TOY_SHAPE, "toy", ("--network_module", module, *way))
+        for name, file in presets(architecture_named(family)).items():
+            batch = read_toml(file, "preset")[0]["train_batch_size"]
+            yield run_case(family, TOYS[family], replace(TOY_SHAPE, batch=batch), "toy", (*lora, "--preset", name, *ON_CPU))
         if size == "full":
-            lora = ("--network_module", "networks.lora")
-            for way in WAYS.values():
-                yield run_case(family, ABSENT[family], FULL_SHAPE, "full", (*lora, "--mixed_precision", "bf16", *way))
-            for name, file in presets(architecture_named(family)).items():
-                batch = read_toml(file, "preset")[0]["train_batch_size"]
-                yield run_case(family, ABSENT[family], replace(FULL_SHAPE, batch=batch), "full", (*lora, "--preset", name, *ON_CPU))
+            for way in WAYS[1:]:
+                yield run_case(family, ABSENT[family], FULL_SHAPE, "full", (*lora, *way))
 
 
 def report(found: Sequence[Case]) -> str:
