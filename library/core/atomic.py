@@ -24,7 +24,7 @@ def staged(path: Path | str) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             beside.unlink()
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -54,7 +54,8 @@ def _sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Write a folder's own entries, such as a rename in it, to the disk."""
     if os.name == "nt":  # Windows cannot open a folder to sync it; its rename is journalled
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -1,7 +1,7 @@
-"""The command line, `--preset` and `--config_file` of a script, made from its option groups.
+"""The command line, `--preset`, `--reproduce` and `--config_file` of a script, made from its option groups.
 
-Precedence: default < preset < config file < command line. Nothing is taken half: unknown names, wrong types and bad choices of all
-sources are reported together.
+Precedence: default < preset < lock file < config file < command line. Nothing is taken half: unknown names, wrong types and bad
+choices of all sources are reported together.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from library.core.atomic import write_text
 from library.core.config_file import read_options, written_options
 from library.core.log import ROOT_LOGGER
 from library.core.options import Declared, Given, OptionError, _build, _convert_into, declared, describe
+from library.core.secrets import keep_secret
 from library.core.spelling import unknown
 
 Group = TypeVar("Group")
@@ -43,8 +44,15 @@ class OptionSet:
         return tuple(self._groups)
 
     def values(self) -> dict[str, Any]:
-        """Every option by name, for metadata and lock files."""
-        return {entry.name: getattr(self._groups[group], entry.name) for group in self._groups for entry in declared(group)}
+        """Every option by name, secrets left out."""
+        every = ((group, entry) for group in self._groups for entry in declared(group))
+        return {entry.name: getattr(self._groups[group], entry.name) for group, entry in every if not entry.is_secret}
+
+    def secrets(self) -> list[str]:
+        """The values of the secret options that were given."""
+        every = ((group, entry) for group in self._groups for entry in declared(group))
+        values = (getattr(self._groups[group], entry.name) for group, entry in every if entry.is_secret)
+        return [value for value in values if value is not None]
 
 
 def parse_command_line(
@@ -54,36 +62,39 @@ def parse_command_line(
     prog: str,
     about: str,
     refuse: Mapping[str, str] | None = None,
-    idle: Mapping[str, Any] | None = None,
     presets: Mapping[str, Path] | None = None,
 ) -> OptionSet:
     """Read `argv` into the groups.
 
-    `refuse` maps retired or later options to the advice to give when they are used; `idle` maps such options to the value with which
-    files of other tools list them unused. `presets` are the files of `--preset` by name; without them there is no such option.
+    `refuse` maps retired or later options to the advice to give when they are used. `presets` are the files of `--preset` by name;
+    without them there is no such option.
     Raises `OptionError` with all problems at once. Prints help and exits on `-h`; writes a file and exits on `--output_config`.
     """
     entries = {entry.name: entry for group in groups for entry in declared(group)}
     assert len(entries) == sum(len(declared(group)) for group in groups), "two groups declare the same option"
-    refuse, idle, presets = refuse or {}, idle or {}, presets or {}
+    refuse, presets = refuse or {}, presets or {}
     problems: list[str] = []
     line, extras = _parser(entries.values(), prog, about, presets).parse_known_args(list(argv))
     problems += _unknown_flags(extras, entries, refuse)
     own = vars(line)
     preset, config, writes = own.pop("preset", None), own.pop("config_file", None), own.pop("output_config", False)
     on_line = [Given(name, value, entries[name].flags[0]) for name, value in own.items()]
-    in_preset = read_options(_preset_file(preset, presets), "--preset", entries, refuse, idle, problems) if preset is not None else []
-    in_file = read_options(Path(config), "--config_file", entries, refuse, idle, problems) if config is not None and not writes else []
+    in_preset = read_options(_preset_file(preset, presets), "--preset", entries, refuse, problems) if preset is not None else []
+    in_lock = _locked(own["reproduce"], entries, refuse, problems) if "reproduce" in own else []
+    in_file = read_options(Path(config), "--config_file", entries, refuse, problems) if config is not None and not writes else []
     values: dict[str, Any] = {}
-    for item in (*in_preset, *in_file, *on_line):
+    for item in (*in_preset, *in_lock, *in_file, *on_line):
         _convert_into(values, entries[item.name], item, problems)
     built = {group: _attempt(group, entries, values, problems) for group in groups}
     if problems:
         raise OptionError(dict.fromkeys(problems))
     # a file may list every option there is: one at its default asks for nothing, and a preset is no wish of the user's
-    asked = {item.name for item in on_line} | {item.name for item in in_file if values[item.name] != entries[item.name].default}
+    from_files = (item.name for item in (*in_lock, *in_file))
+    asked = {item.name for item in on_line} | {name for name in from_files if values[name] != entries[name].default}
     options = OptionSet(built, frozenset(asked))
+    keep_secret(options.secrets())
     if writes:
+        values.pop("reproduce", None)  # what it says is in the file
         _write_config(config, groups, options.values(), values)
     return options
 
@@ -177,6 +188,13 @@ def _preset_file(given: str, presets: Mapping[str, Path]) -> Path:
     if given.endswith(".toml") or Path(given).parent != Path() or Path(given).is_file():
         return Path(given)
     raise OptionError([f"--preset: {unknown(given, presets, 'preset')}; or give a TOML file of yours"])
+
+
+def _locked(given: str, entries: Mapping[str, Declared], refuse: Mapping[str, str], problems: list[str]) -> list[Given]:
+    """The options of a lock file: those that were given then, and the defaults of then, of which one that is gone asks for nothing."""
+    path = Path(given)
+    defaults = read_options(path, "--reproduce", entries, refuse, [], "defaults")
+    return [*defaults, *read_options(path, "--reproduce", entries, refuse, problems, "options")]
 
 
 def _write_config(config: str | None, groups: Sequence[type], values: Mapping[str, Any], given: Mapping[str, Any]) -> NoReturn:

@@ -14,7 +14,7 @@ ASKS_NOTHING = (False, "", [])
 """Values with which files of other tools list options that are not used."""
 
 
-COMMAND_LINE_ONLY = ("config_file", "output_config", "preset")
+COMMAND_LINE_ONLY = ("config_file", "output_config", "preset", "reproduce")
 """What says which files are read and written."""
 
 
@@ -35,13 +35,23 @@ def read_toml(path: Path, where: str) -> tuple[dict[str, Any], str]:
 
 
 def read_options(
-    path: Path, where: str, entries: Mapping[str, Declared], refuse: Mapping[str, str], idle: Mapping[str, Any], problems: list[str]
+    path: Path,
+    where: str,
+    entries: Mapping[str, Declared],
+    refuse: Mapping[str, str],
+    problems: list[str],
+    section: str | None = None,
 ) -> list[Given]:
     """The options that a TOML file gives, whatever sections they stand in; unknown, refused and double ones go to `problems`.
 
-    `refuse` and `idle` are those of `parse_command_line`. Raises `ValueError` for a file that is no TOML.
+    `refuse` is that of `parse_command_line`. With `section` only that table is read. Raises `ValueError` for a file that is
+    no TOML, or without that table.
     """
     table, text = read_toml(path, where)
+    if section is not None:
+        if not isinstance(table.get(section), dict):
+            raise ValueError(f"{where} {path}: has no [{section}]; give the lock.toml of a run")
+        table = table[section]
     names = spellings(entries)
     tables = {name for name, entry in entries.items() if describe(entry.kind) == "table"}
     given: dict[str, Given] = {}
@@ -51,7 +61,9 @@ def read_options(
         lines[key] = line_number(text, key, lines.get(key, 0))
         place = f"{path} {f'line {lines[key]} ' if lines[key] else ''}({key})"
         name = names.get(key)
-        if name is not None and name not in given:
+        if key in COMMAND_LINE_ONLY:
+            problems.append(f"{place}: is for the command line only; leave it out of the file")
+        elif name is not None and name not in given:
             given[name] = Given(name, value, place, is_typed=True)
         elif name is not None and is_other_spelling and value in (False, entries[name].default):
             pass  # files of other tools list every spelling of an option, used or not
@@ -59,11 +71,9 @@ def read_options(
             given[name] = Given(name, value, place, is_typed=True)
         elif name is not None:
             problems.append(f"{place}: given twice; the other is {given[name].where}")
-        elif key in COMMAND_LINE_ONLY:
-            problems.append(f"{place}: is for the command line only; leave it out of the file")
         elif key not in refuse:
             problems.append(f"{place}: {unknown(key, entries, 'option')}")
-        elif value not in ASKS_NOTHING and value != idle.get(key):
+        elif value not in ASKS_NOTHING:
             problems.append(f"{place}: {refuse[key]}")
     return list(given.values())
 
@@ -76,6 +86,9 @@ def written_options(groups: Sequence[type], values: Mapping[str, Any], given: Co
         lines = [f'["{title}"]']
         for entry in declared(group):
             lines += [f"# {line}" for line in textwrap.wrap(entry.help, 118)]
+            if entry.is_secret:
+                lines.append(f"# {entry.name} is a secret, which no file shall hold")
+                continue
             value = values[entry.name]
             mark = "" if entry.name in given and value is not None else "# "
             lines.append(f"{mark}{entry.name} ={'' if value is None else ' ' + toml_value(value)}")

@@ -4,6 +4,8 @@ import logging
 import sys
 from pathlib import Path
 
+from library.core.secrets import HidingFormatter
+
 ROOT_LOGGER = logging.getLogger("hadron")
 """The logger above all of ours."""
 
@@ -29,10 +31,10 @@ def set_up_logging(level: str = "INFO", file: str | None = None, is_main: bool =
         Path(file).parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(HidingFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
         root.addHandler(handler)
     if simple:
-        handlers[0].setFormatter(logging.Formatter("%(message)s"))
+        handlers[0].setFormatter(HidingFormatter("%(message)s"))
 
 
 def warn_once(logger: logging.Logger, message: str) -> None:

@@ -57,6 +57,7 @@ class Declared:
     flags: tuple[str, ...]
     required: bool
     group: type
+    is_secret: bool = False
 
     @property
     def is_flag(self) -> bool:
@@ -67,10 +68,13 @@ class Declared:
         return typing.get_origin(_core(self.kind)) is tuple
 
 
-def option(default: Any = MISSING, *, help: str, flags: Sequence[str] = (), required: bool = False) -> Any:
-    """Declare an option. `flags` replaces the spelling `--<field name>`; a field without default is required."""
-    metadata = {"help": help, "flags": tuple(flags), "required": required or default is MISSING}
-    return dataclasses.field(default=None if default is MISSING else default, metadata=metadata)
+def option(default: Any = MISSING, *, help: str, flags: Sequence[str] = (), required: bool = False, secret: bool = False) -> Any:
+    """Declare an option. `flags` replaces the spelling `--<field name>`; a field without default is required.
+
+    The value of a `secret` one (a token) is shown nowhere and written into no file.
+    """
+    metadata = {"help": help, "flags": tuple(flags), "required": required or default is MISSING, "secret": secret}
+    return dataclasses.field(default=None if default is MISSING else default, repr=not secret, metadata=metadata)
 
 
 def declared(group: type) -> list[Declared]:
@@ -86,6 +90,7 @@ def declared(group: type) -> list[Declared]:
             flags=field.metadata["flags"] or (f"--{field.name}",),
             required=field.metadata["required"],
             group=group,
+            is_secret=field.metadata["secret"],
         )
         for field in fields
     ]

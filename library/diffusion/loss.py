@@ -57,16 +57,16 @@ class LossOptions:
 def weigh(
     guess: Tensor, target: Tensor, weights: Tensor, options: LossOptions, mask: Tensor | None = None, *, thresholds: Tensor | None = None
 ) -> Tensor:
-    """The loss of a batch, a scalar: mean error of each sample in fp32, times its weight (batch,), then the mean.
+    """The losses of samples (batch,): mean error of each in fp32, times its weight (batch,). The loss of the batch is their mean.
 
-    `mask` (batch, 1, height, width), 0 to 1, says how much each place counts. The mean is still over all places, as in sd-scripts: a
+    `mask` (batch, 1, height, width), 0 to 1, says how much each place counts. A mean is still over all places, as in sd-scripts: a
     sample that shows little has a small loss, not one in which its few places weigh more. `thresholds` (batch,) from `huber_thresholds`
     are what huber and smooth_l1 need.
     """
     error = _errors(guess.float(), target.float(), options.loss_type, thresholds)
     if mask is not None:
         error = error * mask
-    return (error.flatten(1).mean(1) * weights).mean()
+    return error.flatten(1).mean(1) * weights
 
 
 def huber_thresholds(process: NoiseProcess, timesteps: Tensor, options: LossOptions) -> Tensor | None:

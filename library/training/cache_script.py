@@ -20,7 +20,7 @@ from library.training.memory.options import MemoryOptions
 from library.training.precision import PrecisionOptions
 from library.training.prepare import load_data, load_models, make_accelerator, resolved_seed
 from library.training.progress import LogOptions
-from library.training.retired import IDLE, refused_options
+from library.training.retired import refused_options
 from library.training.run import RunOptions, option_groups
 
 logger = get_logger(__name__)
@@ -41,7 +41,6 @@ def main(what: What, argv: Sequence[str]) -> None:
         prog=f"python -m tools.{tool} --family {family}",
         about=f"Encode the {things} of a dataset for {arch.title}; takes the options of the training script.",
         refuse=refused_options(arch),
-        idle=IDLE,
         presets=presets(arch),
     )
     fill(what, arch, options_for(what, given))

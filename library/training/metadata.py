@@ -6,7 +6,7 @@ All values are strings as `str()` gives them (`None`, `True`), because that is w
 import base64
 import io
 import json
-import random
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,9 @@ from typing import Any, Literal
 from PIL import Image
 from torch.optim import Optimizer
 
+from library.core.clock import PINNED, dated, now
 from library.core.command_line import OptionSet
+from library.core.keyed_random import keyed_seed
 from library.core.options import declared, option, pairs
 from library.diffusion.process import NoiseProcess
 from library.models.architecture import Architecture
@@ -108,8 +110,8 @@ def run_metadata(facts: Facts) -> dict[str, str]:
         **ABSENT_ENTRIES,
         **{f"ss_{name}": values[name] for name in OPTION_ENTRIES if name in values},
         **{OTHER_NAMES.get(entry.name, f"ss_{entry.name}"): values[entry.name] for entry in declared(facts.arch.NoiseOptions)},
-        "ss_session_id": random.Random(time.time_ns()).randint(0, 2**32),
-        "ss_training_started_at": time.time(),
+        "ss_session_id": _session_id(facts.seed),
+        "ss_training_started_at": now(),
         "ss_seed": facts.seed,
         "ss_lr_scheduler": values["lr_scheduler_type"] or values["lr_scheduler"],
         "ss_text_encoder_lr": list(values["text_encoder_lr"]) or None,
@@ -131,11 +133,16 @@ def run_metadata(facts: Facts) -> dict[str, str]:
 
 def file_metadata(run: Mapping[str, str], *, steps: int, epoch: int, no_metadata: bool) -> dict[str, str]:
     """The metadata of one file of a run. `no_metadata` keeps what loading needs, and modelspec."""
-    entries = {**run, "ss_training_finished_at": str(time.time()), "ss_steps": str(steps), "ss_epoch": str(epoch)}
-    entries["modelspec.date"] = time.strftime("%Y-%m-%dT%H:%M:%S")
+    entries = {**run, "ss_training_finished_at": str(now()), "ss_steps": str(steps), "ss_epoch": str(epoch)}
+    entries["modelspec.date"] = dated("%Y-%m-%dT%H:%M:%S")
     if no_metadata:
         return {key: value for key, value in entries.items() if key in KEPT_WITHOUT_METADATA or key.startswith("modelspec.")}
     return entries
+
+
+def _session_id(seed: int) -> int:
+    """A number for the run, up to 2^32: another one each time, unless the time is pinned."""
+    return keyed_seed(seed, "session", int(now()) if PINNED in os.environ else time.time_ns()) % (2**32 + 1)
 
 
 def _known(network: NetworkOptions, given: float | None, default: float) -> float | None:

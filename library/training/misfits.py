@@ -7,6 +7,7 @@ from library.core.options import OptionError
 from library.training.adapters import NetworkOptions
 from library.training.length import RunOptions
 from library.training.optimizing import schedule
+from library.training.optimizing.average import AverageOptions
 from library.training.optimizing.averaging import is_schedule_free
 from library.training.optimizing.optimizer import OptimizerOptions, optimizer_class, small_optimizer
 from library.training.optimizing.schedule import ScheduleOptions
@@ -23,6 +24,7 @@ def refuse_misfits(options: OptionSet, processes: int) -> None:
     problems = list(schedule.misfits(kind, options[ScheduleOptions], relative_step=optimizer.relative_step))
     if is_schedule_free(kind) and options[NetworkOptions].scale_weight_norms is not None:
         problems.append(f"--scale_weight_norms: {kind.__name__} would average weights from before they were shrunk; leave it out")
+    problems += options[AverageOptions].misfits(kind)
     if optimizer.fused_backward_pass:
         problems += _against_fusing(options, processes)
     problems += _against_storing(options[PrecisionOptions], options[NetworkOptions])

@@ -24,10 +24,11 @@ from library.data.options import DataOptions
 from library.models.architecture import Architecture, Models
 from library.models.vae_pieces import set_pieces
 from library.training.adapters import NetworkOptions
-from library.training.distributed import DistributedOptions
 from library.training.memory.options import MemoryOptions, refuse_memory_options
+from library.training.parallel.choice import accelerator_arguments
 from library.training.precision import PrecisionOptions, refuse_what_the_device_cannot
-from library.training.progress import LogOptions
+from library.training.tracking.options import LogOptions
+from library.training.tracking.trackers import start_trackers
 
 logger = get_logger(__name__)
 
@@ -35,27 +36,19 @@ logger = get_logger(__name__)
 def make_accelerator(options: OptionSet) -> Accelerator:
     """Accelerate's engine for this run, with its trackers ready. Raises `ValueError` for what the device cannot do."""
     log = options[LogOptions]
-    project_dir = log.project_dir()
-    accelerator = Accelerator(
-        mixed_precision=options[PrecisionOptions].mixed_precision,
-        log_with=None if project_dir is None else log.log_with or "tensorboard",
-        project_dir=project_dir,
-        kwargs_handlers=options[DistributedOptions].handlers(),
-    )
+    accelerator = Accelerator(log_with=list(log.trackers) or None, project_dir=log.project_dir(), **accelerator_arguments(options))
     refuse_what_the_device_cannot(options[PrecisionOptions], accelerator.device)
     refuse_memory_options(options, accelerator.device)
-    if project_dir is not None:
-        accelerator.init_trackers(log.log_tracker_name or "network_train", config=_plain(options.values()) if log.log_config else None)
+    start_trackers(accelerator, log, options.values())
     return accelerator
 
 
-def _plain(values: dict[str, Any]) -> dict[str, bool | int | float | str]:
-    """Options as trackers take them: what is no number or truth value becomes a text."""
-    return {name: value if isinstance(value, bool | int | float) else str(value) for name, value in values.items()}
+def resolved_seed(seed: int | None, of_state: int | None = None) -> int:
+    """The seed of the run: the user's, or that of the state it goes on from, or one drawn from the system and logged.
 
-
-def resolved_seed(seed: int | None) -> int:
-    """The seed of the run, drawn from the system and logged where the user gave none: once for all processes, which must all ask."""
+    It is drawn once for all processes, which must all ask.
+    """
+    seed = of_state if seed is None else seed
     if seed is None:
         [seed] = broadcast_object_list([random.SystemRandom().randrange(2**32)])
         logger.info("seed %d (give --seed %d to repeat this run)", seed, seed)
@@ -79,13 +72,13 @@ def load_data(arch: Architecture, options: OptionSet, seed: int) -> TrainingData
     )
 
 
-def load_models(arch: Architecture, options: OptionSet, device: torch.device) -> Models:
-    """The models on the device; a denoiser whose blocks are swapped waits in main memory until `BlockSwap.place`."""
+def load_models(arch: Architecture, options: OptionSet, device: torch.device, *, denoiser_waits: bool = False) -> Models:
+    """The models on the device; a denoiser that waits, or whose blocks are swapped, stays in main memory until it is placed."""
     memory = options[MemoryOptions]
-    swaps = memory.blocks_to_swap > 0
-    first = torch.device("cpu") if swaps else device
+    waits = denoiser_waits or memory.blocks_to_swap > 0
+    first = torch.device("cpu") if waits else device
     models = arch.load(options[arch.ModelOptions], device=first, dtype=options[PrecisionOptions].weight_dtype)
-    for module in [*models.text_encoders, models.vae] if swaps else []:
+    for module in [*models.text_encoders, models.vae] if waits else []:
         if module is not None:
             module.to(device)
     if models.vae is not None:
@@ -109,13 +102,23 @@ def tell_cut_captions(arch: Architecture, models: Models, data: TrainingData, mo
         )  # fmt: skip
 
 
-def epochs_of(data: TrainingData, epochs: int, accelerator: Accelerator) -> Iterator[tuple[int, Iterator[Batch]]]:
-    """The epochs (counted from 1), each with this rank's batches in order; workers live on where the user wants them persistent."""
-    workers = workers_for(data)
-    load = partial(batch_loader, data, rank=accelerator.process_index, world=accelerator.num_processes, workers=workers)
+def epochs_of(
+    data: TrainingData, epochs: int, accelerator: Accelerator, first: int = 1, taken: int = 0
+) -> Iterator[tuple[int, Iterator[Batch]]]:
+    """The epochs from `first` (counted from 1), each with this rank's batches in order, the first one without the `taken` that it had.
+
+    An epoch of which all was taken comes too, empty: what is due after it may still be. Workers live on where the user wants that.
+    """
+    world, workers = accelerator.num_processes, workers_for(data)
+    load = partial(batch_loader, data, rank=accelerator.process_index, world=world, workers=workers)
+    if taken == data.batches_per_epoch(world):
+        yield first, iter(())
+        first, taken = first + 1, 0
     if workers and data.options.persistent_data_loader_workers:
-        for epoch, batches in groupby(load(0, epochs=epochs), key=lambda batch: batch.epoch):
+        loader = load(first - 1, start=taken * world, epochs=epochs + 1 - first) if first <= epochs else ()
+        for epoch, batches in groupby(loader, key=lambda batch: batch.epoch):
             yield epoch + 1, batches
     else:
-        for epoch in range(epochs):
-            yield epoch + 1, iter(load(epoch))
+        for epoch in range(first, epochs + 1):
+            yield epoch, iter(load(epoch - 1, start=taken * world))
+            taken = 0

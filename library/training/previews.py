@@ -1,32 +1,33 @@
 """Pictures drawn while training, the same prompts and seeds each time: one sees what the network learns.
 
 They are drawn as the generation scripts draw, latents and steps in float32. They never disturb the run: their noise comes from generators
-of their own, the global one is put back, and what fails is said and left.
+of their own, the global ones are put back, and what fails is said and left.
 """
 
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
-from torch import nn
 
+from library.core.clock import dated
 from library.core.keyed_random import keyed_seed
 from library.core.log import get_logger
 from library.core.options import OptionError, option
+from library.core.random_state import kept_random_state
 from library.core.rules import Rule
 from library.data.batch import TextStates
 from library.diffusion.process import NoiseProcess
 from library.diffusion.samplers import SamplerName
 from library.inference.generate import Generator, Request, size_problems
-from library.inference.images import free_path, save_png, to_images
+from library.inference.images import save_png, to_images
 from library.inference.prompts import MAX_SEED, PromptLine
 from library.inference.script import parameters_of
 from library.models.architecture import Architecture
 from library.training.preview_prompts import PreviewLine, read_preview_prompts
+from networks.protocol import TrainableNetwork
 
 logger = get_logger(__name__)
 SIDE, STEPS, SCALE = 512, 30, 7.5  # of a line that says nothing else, as in sd-scripts
@@ -43,12 +44,16 @@ class PreviewOptions:
     sample_every_n_steps: int | None = option(None, help="draw them after every n optimizer steps")
     sample_every_n_epochs: int | None = option(None, help="draw them after every n epochs")
     sample_at_first: bool = option(False, help="draw them before the first step too")
+    sample_strengths: tuple[float, ...] = option((), help="draw each of them at these strengths of the network, such as 0 0.5 1")
     sample_sampler: SamplerName | None = option(
         None, help="sampler of the previews (--ss in a prompt line); the family's own where absent: ddim, or euler for a flow"
     )
 
     RULES: ClassVar[tuple[Rule, ...]] = (
-        Rule(option="sample_sampler", when=lambda v: v["sample_prompts"] is None, because="there are no --sample_prompts"),
+        *(
+            Rule(option=name, when=lambda v: v["sample_prompts"] is None, because="there are no --sample_prompts")
+            for name in ("sample_sampler", "sample_strengths")
+        ),
     )
 
     def check(self) -> Iterable[str]:
@@ -72,7 +77,7 @@ class Previews:
     requests: list[Request]
     folder: Path
     name: str
-    _texts: list[list[TextStates]] = field(default_factory=list)
+    _texts: dict[int, list[TextStates]] = field(default_factory=dict)  # of requests by number, where no text encoder is trained
 
     @classmethod
     def of(
@@ -104,39 +109,77 @@ class Previews:
         """Are they drawn after this epoch, counted from 1?"""
         return bool(self.options.sample_every_n_epochs) and epoch % (self.options.sample_every_n_epochs or 1) == 0
 
-    def draw(self, generator: Generator, network: nn.Module, moment: str, *, text_is_fixed: bool) -> list[Path]:
+    def draw(
+        self,
+        generator: Generator,
+        network: TrainableNetwork,
+        moment: str,
+        *,
+        text_is_fixed: bool,
+        asked_to_end: Callable[[], bool] = lambda: False,
+    ) -> list[Path]:
         """Draw every request and write it as `<name>_<moment>_<number>_<date>_<seed>.png`; returns the files.
 
-        `text_is_fixed` where no text encoder is trained: then the prompts are encoded once. A failure is a warning, not an error.
+        With `--sample_strengths` each is drawn at all of them, and `x<strength>` follows its number.
+        `text_is_fixed` where no text encoder is trained: then the prompts are encoded once. A picture that fails is a warning, and the
+        next one is tried. Between pictures `asked_to_end` is asked whether the run shall end; then the rest is left.
         """
         was_training, files = network.training, []
         network.eval()
         try:
-            with torch.random.fork_rng(), torch.no_grad():
-                self.folder.mkdir(parents=True, exist_ok=True)
+            with kept_random_state(generator.device), torch.no_grad():
                 for number, request in enumerate(self.requests):
-                    files.append(self._draw_one(generator, number, request, moment, text_is_fixed))
-        except (ValueError, RuntimeError, OSError) as error:
-            logger.warning("previews: number %d was not drawn, the run goes on: %s", len(files), error)
+                    if asked_to_end():
+                        logger.info("previews: %d of %d are left out, since the run ends", len(self.requests) - number, len(self.requests))
+                        break
+                    files += self._at_strengths(generator, network, number, request, moment, text_is_fixed)
         finally:
             network.train(was_training)
         return files
 
-    def _draw_one(self, generator: Generator, number: int, request: Request, moment: str, text_is_fixed: bool) -> Path:
+    def _at_strengths(
+        self, generator: Generator, network: TrainableNetwork, number: int, request: Request, moment: str, text_is_fixed: bool
+    ) -> list[Path]:
+        """One picture as the network trains, or one at each strength that is asked for."""
+        place, strengths = f"{moment}_{number:02d}", self.options.sample_strengths
+        if not strengths:
+            return self._attempt(generator, number, request, place, text_is_fixed)
+        files = []
+        try:
+            for strength in strengths:
+                network.set_multiplier(strength)
+                files += self._attempt(generator, number, request, f"{place}_x{strength:g}", text_is_fixed)
+        finally:
+            network.set_multiplier(1.0)
+        return files
+
+    def _attempt(self, generator: Generator, number: int, request: Request, place: str, text_is_fixed: bool) -> list[Path]:
+        """The file of one picture, or none where anything failed: that is said, and the memory that it took is free again."""
+        try:
+            return [self._draw_one(generator, number, request, place, text_is_fixed)]
+        except Exception as error:  # whatever it was, a picture is not worth a run
+            reason = str(error) or type(error).__name__
+            logger.debug("preview %d", number, exc_info=True)
+        logger.warning("previews: number %d was not drawn, the run goes on: %s", number, reason)
+        if generator.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return []
+
+    def _draw_one(self, generator: Generator, number: int, request: Request, place: str, text_is_fixed: bool) -> Path:
         latents = generator.sample([request], self._text(generator, number, request, text_is_fixed))
         with _vae_on_device(generator):
             (image,) = to_images(generator.decode(latents))
-        stem = f"{self.name}_{moment}_{number:02d}_{time.strftime('%Y%m%d%H%M%S')}_{request.seed}"
-        path = free_path(self.folder, stem, ".png")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{self.name}_{place}_{dated('%Y%m%d%H%M%S')}_{request.seed}.png"
         save_png(image, path, parameters_of(request, ()))
         return path
 
     def _text(self, generator: Generator, number: int, request: Request, text_is_fixed: bool) -> list[TextStates]:
-        if number < len(self._texts):
+        if number in self._texts:
             return self._texts[number]
         states = [{name: state.to(generator.device) for name, state in text.items()} for text in generator.encode([request])]
         if text_is_fixed:
-            self._texts.append(states)
+            self._texts[number] = states
         return states
 
 

@@ -1,48 +1,15 @@
-"""Seeing a run: the progress bar, the running mean of the loss, TensorBoard."""
+"""The progress bar of a run and the running mean of its loss."""
 
-import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from library.core.log import ROOT_LOGGER, set_up_logging
-from library.core.options import option
-
-
-@dataclass(kw_only=True, frozen=True)
-class LogOptions:
-    """Logging."""
-
-    logging_dir: str | None = option(None, help="folder for TensorBoard logs; none are written where absent")
-    log_with: Literal["tensorboard"] | None = option(None, help="tracker; tensorboard where --logging_dir is given")
-    log_prefix: str | None = option(None, help="put before the date in the name of the log folder")
-    log_tracker_name: str | None = option(None, help="name of the tracker's project; network_train where absent")
-    console_log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = option("INFO", help="least important lines to show")
-    console_log_file: str | None = option(None, help="also write log lines to this file")
-    console_log_simple: bool = option(False, help="log lines on the screen are the message alone, without time and level")
-    log_config: bool = option(False, help="also keep all options of the run in the log, beside its curves")
-
-    def check(self) -> Iterable[str]:
-        """What is wrong: names of logs that nobody writes."""
-        if self.logging_dir is None:
-            for name in ("log_with", "log_prefix", "log_tracker_name", "log_config"):
-                if getattr(self, name):
-                    yield f"--{name} has no effect without --logging_dir"
-
-    def set_up(self, *, is_main: bool) -> None:
-        """Send the log lines of this process where the options say."""
-        set_up_logging(self.console_log_level, self.console_log_file, is_main, self.console_log_simple)
-
-    def project_dir(self) -> str | None:
-        """The folder of this run's logs: `<logging_dir>/<log_prefix><date and time>`."""
-        if self.logging_dir is None:
-            return None
-        return f"{self.logging_dir}/{self.log_prefix or ''}{time.strftime('%Y%m%d%H%M%S')}"
+from library.core.log import ROOT_LOGGER
+from library.training.tracking.options import LogOptions as LogOptions
 
 
 class Progress:
@@ -61,6 +28,14 @@ class Progress:
         with logging_redirect_tqdm([ROOT_LOGGER]), bar as self._bar:
             yield
 
+    def take_up(self, losses: Sequence[float], step: int) -> None:
+        """Go on after the losses of earlier steps; `step` are made, some of which may have been left out."""
+        self.losses[:] = losses
+        self._recent.extend(losses)
+        if self._bar is not None:
+            self._bar.n = self._bar.initial = step
+            self._bar.refresh()
+
     def update(self, loss: float, rates: Mapping[str, float]) -> dict[str, float]:
         """Count one optimizer step; returns its figures by tracker key: `loss/current`, `loss/average`, and `rates` (`lr/<group>`)."""
         self.losses.append(loss)
@@ -70,6 +45,12 @@ class Progress:
             self._bar.set_postfix(avr_loss=f"{average:.4f}", lr=f"{next(iter(rates.values()), 0.0):.2e}", refresh=False)
             self._bar.update()
         return {"loss/current": loss, "loss/average": average, **rates}
+
+    def skip(self, rates: Mapping[str, float]) -> dict[str, float]:
+        """Count one optimizer step that was left out; returns its figures."""
+        if self._bar is not None:
+            self._bar.update()
+        return {"step/left_out": 1.0, **rates}
 
     def epoch_figures(self) -> dict[str, Any]:
         """The mean loss of the epoch that just ended, by tracker key."""

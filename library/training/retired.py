@@ -1,4 +1,4 @@
-"""Options of sd-scripts' training scripts that are refused: those that are gone for good, and those that this version does not have yet."""
+"""Options of sd-scripts' training scripts that are gone for good, and refused."""
 
 from library.models.architecture import Architecture
 
@@ -13,20 +13,7 @@ RETIRED = {
 }
 """Options that do not come back -> why, and what to use."""
 
-NOT_YET = (
-    "async_upload", "deepspeed", "fp16_master_weights_and_gradients", "huggingface_path_in_repo", "huggingface_repo_id",
-    "huggingface_repo_type", "huggingface_repo_visibility", "huggingface_token", "initial_epoch", "initial_step", "log_tracker_config",
-    "offload_optimizer_device", "offload_optimizer_nvme_path", "offload_param_device", "offload_param_nvme_path", "resume",
-    "resume_from_huggingface", "save_last_n_epochs_state", "save_last_n_steps_state", "save_state", "save_state_on_train_end",
-    "save_state_to_huggingface", "skip_until_initial_step", "wandb_api_key", "wandb_run_name", "zero3_init_flag",
-    "zero3_save_16bit_model", "zero_stage",
-)  # fmt: skip
-LATER = "an option of sd-scripts that this version does not have yet; leave it out"
-
-IDLE = {"zero_stage": 2}
-"""Values, besides nothing and false, with which sd-scripts' config files list refused options that are not used."""
-
 
 def refused_options(arch: Architecture) -> dict[str, str]:
     """Every option that a family's training script refuses -> the advice to give."""
-    return {**RETIRED, **dict.fromkeys(NOT_YET, LATER), **arch.refused}
+    return {**RETIRED, **arch.refused}

@@ -1,6 +1,5 @@
 """When and where the network is saved: file names, rotation, precision, as sd-scripts names them."""
 
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +9,8 @@ import torch
 
 from library.core.atomic import writable_folder
 from library.core.devices import dtype_named
-from library.core.log import get_logger
+from library.core.disk_space import lacking
 from library.core.options import option
-
-logger = get_logger(__name__)
-
-FREE_SPACE = 64 * 2**20  # bytes that a run wants free in its output folder before it starts
 
 
 @dataclass(kw_only=True, frozen=True)
@@ -62,10 +57,14 @@ class Saver:
     def __init__(self, options: SaveOptions, trained_dtype: torch.dtype = torch.float32) -> None:
         self.options = options
         self.folder = writable_folder(options.output_dir, "--output_dir")
-        free = shutil.disk_usage(self.folder).free
-        if free < FREE_SPACE:
-            raise ValueError(f"--output_dir {self.folder}: only {free // 2**20} MB free on this disk; make room or choose another folder")
+        if (problem := lacking(self.folder, 0, "a run")) is not None:
+            raise ValueError(f"--output_dir {self.folder}: {problem}; make room or choose another folder")
         self.dtype = options.dtype(trained_dtype)
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run's log, lock file and report stand: `<output_name>-run`."""
+        return self.folder / f"{self.options.output_name or 'last'}-run"
 
     def final_file(self) -> Path:
         """The trained network: `<output_name>.safetensors`, `last.safetensors` without a name."""
@@ -93,20 +92,12 @@ class Saver:
         every = self.every_n_epochs(last_epoch)
         return every is not None and epoch < last_epoch and epoch % every == 0
 
-    def remove_old_epochs(self, epoch: int, last_epoch: int) -> None:
-        """Remove the epoch file that falls out of `--save_last_n_epochs` once the file of `epoch` is safe."""
+    def outdated_epoch_file(self, epoch: int, last_epoch: int) -> Path | None:
+        """The epoch file that falls out of `--save_last_n_epochs` once that of `epoch` is safe."""
         every, keep = self.every_n_epochs(last_epoch), self.options.save_last_n_epochs
-        if every and keep:
-            _remove(self.epoch_file(epoch - every * keep))
+        return self.epoch_file(epoch - every * keep) if every and keep else None
 
-    def remove_old_steps(self, step: int) -> None:
-        """Remove the step file that falls out of `--save_last_n_steps` (a span of steps, not a number of files)."""
+    def outdated_step_file(self, step: int) -> Path | None:
+        """The step file that falls out of `--save_last_n_steps` (a span of steps, not a number of files)."""
         every, span = self.options.save_every_n_steps, self.options.save_last_n_steps
-        if every and span and step > span:
-            _remove(self.step_file((step - span - 1) // every * every))
-
-
-def _remove(path: Path) -> None:
-    if path.exists():
-        logger.info("removing %s", path.name)
-        path.unlink()
+        return self.step_file((step - span - 1) // every * every) if every and span and step > span else None

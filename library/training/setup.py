@@ -1,4 +1,4 @@
-"""Setting a run up: what cannot work is refused, then models, caches, network, optimizer and schedule are made, in this order."""
+"""Setting a run up, in this order: models, caches, network, optimizer, schedule. `preflight.py` has refused what cannot work."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,30 +13,35 @@ from library.data.dataset import TrainingData
 from library.data.metadata import dataset_metadata
 from library.diffusion.loss import LossOptions
 from library.models.architecture import Architecture
-from library.models.attention import refuse_attention
-from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, check_network_arguments, merge_base_weights
+from library.training.adapters import NetworkOptions, TrainedNetwork, build_trained_network, merge_base_weights
 from library.training.caching import fill_caches, release_models
-from library.training.compiling import CompileOptions, compile_blocks, refuse_compilation
-from library.training.distributed import DistributedOptions
-from library.training.length import Length, RunOptions, settle_length
+from library.training.compiling import CompileOptions, compile_blocks
+from library.training.hub import Uploader
+from library.training.interruption import Interruption
+from library.training.length import Length
 from library.training.memory.block_swap import BlockSwap
 from library.training.memory.budget import widest_activations
 from library.training.memory.checkpointing import set_checkpointing
-from library.training.memory.options import MemoryOptions, refuse_without_blocks
+from library.training.memory.options import MemoryOptions
 from library.training.metadata import Facts, run_metadata
-from library.training.misfits import refuse_misfits, refuse_unfit_schedule
 from library.training.model import TrainingModel
+from library.training.optimizing.average import AverageOptions, WeightAverage
 from library.training.optimizing.fused_backward import fuse_backward
 from library.training.optimizing.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
 from library.training.optimizing.schedule import ScheduleOptions, build_schedule
+from library.training.parallel.engine import Engine
+from library.training.parallel.team import Team
 from library.training.precision import PrecisionOptions, narrow_adapters, store_base
 from library.training.prepare import load_models, tell_cut_captions
 from library.training.previews import Previews
 from library.training.progress import Progress
-from library.training.rules import without_effect
 from library.training.save import Saver
 from library.training.speed import SpeedOptions, set_backend_switches
+from library.training.state.states import States
 from library.training.step import StepContext
+from library.training.tracking.instruments import Instruments
+from library.training.tracking.options import LogOptions
+from library.training.tracking.run_log import RunLog
 
 logger = get_logger(__name__)
 
@@ -54,62 +59,83 @@ class Run:
     optimizer: Optimizer
     schedule: LRScheduler
     length: Length
+    engine: Engine
+    team: Team
     saver: Saver
+    states: States
     previews: Previews
     progress: Progress
+    instruments: Instruments
+    log: RunLog
+    uploads: Uploader | None = None
+    average: WeightAverage | None = None
+    interruption: Interruption = field(default_factory=Interruption)
     metadata: dict[str, str] = field(default_factory=dict)
-    step: int = 0
+    step: int = 0  # optimizer steps made
+    epoch: int = 1  # the one in progress, or that just ended
+    taken: int = 0  # its batches that this rank has trained on
+    skipped: int = 0  # steps in a row that were left out
 
 
-def check_together(arch: Architecture, options: OptionSet, accelerator: Accelerator) -> None:
-    """Say what has no effect, and raise `ValueError` for what cannot work together, on this device, or with this family."""
-    for sentence in (*without_effect(options), *options[DistributedOptions].in_vain(accelerator.num_processes)):
-        logger.warning("%s", sentence)
-    check_network_arguments(arch, options[NetworkOptions])
-    refuse_without_blocks(arch, options[MemoryOptions], options[arch.ModelOptions])
-    refuse_attention(options[arch.ModelOptions], accelerator.device, options[PrecisionOptions].weight_dtype)
-    refuse_compilation(arch, options, accelerator.device)
-    refuse_misfits(options, accelerator.num_processes)
+@dataclass(frozen=True, kw_only=True)
+class Preflight:
+    """What a run will do, read and found possible before the models are loaded (`preflight.py`)."""
+
+    arch: Architecture
+    options: OptionSet
+    accelerator: Accelerator
+    engine: Engine
+    team: Team
+    data: TrainingData
+    seed: int
+    length: Length
+    saver: Saver
+    states: States
+    previews: Previews
+    uploads: Uploader | None
 
 
-def set_up(
-    arch: Architecture, options: OptionSet, accelerator: Accelerator, data: TrainingData, seed: int, saver: Saver, previews: Previews
-) -> Run:
+def set_up(ready: Preflight) -> Run:
     """Load the models, fill the caches, make the network, and build what trains it."""
+    arch, options, accelerator, data, length = ready.arch, ready.options, ready.accelerator, ready.data, ready.length
     set_backend_switches(options[SpeedOptions])
-    length = settle_length(options[RunOptions], data, accelerator.num_processes)
-    refuse_unfit_schedule(options, length.steps)
-    trained = adapted_models(arch, options, accelerator, data)
+    trained = adapted_models(ready)
     model = trainable_model(arch, options, accelerator, data, trained)
-    optimizer = build_optimizer(trained.groups, options[OptimizerOptions], seed=seed)
+    instruments = Instruments.of(options[LogOptions], accelerator, arch, trained, length)
+    optimizer = build_optimizer(trained.groups, options[OptimizerOptions], seed=ready.seed)
     schedule = build_schedule(optimizer, options[ScheduleOptions], length.steps)
     swaps = options[MemoryOptions].blocks_to_swap
     if swaps:
         BlockSwap(arch.blocks(model.denoiser), swaps, accelerator.device).place(model)
-    prepared, optimizer = accelerator.prepare(model, optimizer, device_placement=[not swaps, True])
+    prepared, optimizer = ready.engine.prepare(arch, model, optimizer, is_placed=bool(swaps))
     if options[OptimizerOptions].fused_backward_pass:
         fuse_backward(optimizer, options[OptimizerOptions].max_grad_norm)
     context = StepContext(
         arch=arch, process=arch.noise_process(options[arch.NoiseOptions], options[arch.ModelOptions]), model=prepared,
         vae=trained.models.vae, tokenizers=trained.models.tokenizers, model_options=options[arch.ModelOptions],
-        loss=options[LossOptions], seed=seed, device=accelerator.device,
+        loss=options[LossOptions], seed=ready.seed, device=accelerator.device,
     )  # fmt: skip
     run = Run(
         accelerator=accelerator, arch=arch, options=options, data=data, context=context, trained=trained, optimizer=optimizer,
-        schedule=schedule, length=length, saver=saver, previews=previews,
+        schedule=schedule, length=length, engine=ready.engine, team=ready.team, saver=ready.saver, states=ready.states,
+        previews=ready.previews, uploads=ready.uploads, instruments=instruments,
+        average=WeightAverage.of(options[AverageOptions], trained.parameters),
+        log=RunLog.open(ready.saver.run_folder, accelerator.is_main_process),
         progress=Progress(length.steps, length.steps_per_epoch, accelerator.is_local_main_process),
     )  # fmt: skip
-    run.metadata = describe(run, seed)
+    run.metadata = describe(run, ready.seed)
     _announce(run)
     return run
 
 
-def adapted_models(arch: Architecture, options: OptionSet, accelerator: Accelerator, data: TrainingData) -> TrainedNetwork:
+def adapted_models(ready: Preflight) -> TrainedNetwork:
     """The models with the network on them, their caches filled; what nothing needs any more is freed."""
-    models = load_models(arch, options, accelerator.device)
+    arch, options, accelerator, data = ready.arch, ready.options, ready.accelerator, ready.data
+    models = load_models(arch, options, accelerator.device, denoiser_waits=ready.engine.loads_on_cpu)
     tell_cut_captions(arch, models, data, options[arch.ModelOptions])
     merge_base_weights(models, options[NetworkOptions])
     fill_caches(arch, models, data, options, accelerator)
+    ready.team.meet("the caches are filled")
     store_base(models.denoiser, options[PrecisionOptions], accelerator.device)
     trained = build_trained_network(models, options[NetworkOptions], options[OptimizerOptions], text_is_cached=data.has_cached_text)
     narrow_adapters(trained.network, options[PrecisionOptions])

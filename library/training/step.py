@@ -65,8 +65,21 @@ class Drawn:
         return Drawn(noise=noise, timesteps=timesteps, mixed_in=self.mixed_in if self.mixed_in is None else self.mixed_in.to(device))
 
 
-def batch_loss(context: StepContext, batch: Batch) -> Tensor:
-    """The loss of a batch, a scalar with gradient.
+@dataclass(frozen=True, kw_only=True)
+class BatchLoss:
+    """The losses of a batch's samples, and how noisy each was."""
+
+    of_samples: Tensor  # (batch,) float32 with gradient, weighed
+    timesteps: Tensor  # (batch,) float32, counted from 0 to 1000 whatever the denoiser takes
+
+    @property
+    def mean(self) -> Tensor:
+        """What is trained on, a scalar."""
+        return self.of_samples.mean()
+
+
+def batch_loss(context: StepContext, batch: Batch) -> BatchLoss:
+    """The loss of a batch, with gradient.
 
     The noise and timestep of a sample depend on (seed, epoch, image, repeat) only, not on the batch it stands in or the rank that
     computes it; the network's dropouts on (seed, epoch, position). Call it within `acting_at`, and go backward there too.
@@ -77,8 +90,8 @@ def batch_loss(context: StepContext, batch: Batch) -> Tensor:
     return loss_at(context, batch, latents, Drawn.of(context.process, latents, generators))
 
 
-def loss_at(context: StepContext, batch: Batch, latents: Tensor, drawn: Drawn) -> Tensor:
-    """The loss of a batch for latents, noise and timesteps that are given, a scalar."""
+def loss_at(context: StepContext, batch: Batch, latents: Tensor, drawn: Drawn) -> BatchLoss:
+    """The loss of a batch for latents, noise and timesteps that are given."""
     process, drawn = context.process, drawn.to(context.device)
     noisy = process.corrupt(latents, drawn.noise if drawn.mixed_in is None else drawn.mixed_in, drawn.timesteps)
     target = process.target(latents, drawn.noise, drawn.timesteps)
@@ -91,7 +104,9 @@ def loss_at(context: StepContext, batch: Batch, latents: Tensor, drawn: Drawn) -
     guess = context.model(noisy, drawn.timesteps, text, sizes)
     weights = batch.loss_weights.to(context.device, non_blocking=True) * process.loss_weights(drawn.timesteps)
     mask = None if batch.mask is None else batch.mask.to(context.device, non_blocking=True)
-    return weigh(guess, target, weights, context.loss, mask, thresholds=huber_thresholds(process, drawn.timesteps, context.loss))
+    thresholds = huber_thresholds(process, drawn.timesteps, context.loss)
+    losses = weigh(guess, target, weights, context.loss, mask, thresholds=thresholds)
+    return BatchLoss(of_samples=losses, timesteps=process.counted(drawn.timesteps))
 
 
 def latents_of(context: StepContext, batch: Batch) -> Tensor:

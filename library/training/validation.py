@@ -18,6 +18,7 @@ from library.data.dataset import TrainingData
 from library.data.loader import batch_loader, workers_for
 from library.diffusion.noise import shaped
 from library.training.step import Drawn, StepContext, acting_at, latents_of, loss_at
+from library.training.tracking.bands import NAMES, band_figures, band_sums
 
 logger = get_logger(__name__)
 SEED = 0  # of the noise and timesteps, in every run: losses of two runs on the same pictures can be compared
@@ -62,23 +63,24 @@ def validate(
 ) -> dict[str, float]:
     """The mean loss over held-out pictures (`TrainingData.validation`) and timesteps, by tracker key: `loss/validation/step_average`.
 
-    `moment` is what ended. `most` bounds the batches (`--max_validation_steps`). Every rank measures its share, and all get the mean of
-    all. Nothing of training is touched: the global random state and the network's mode are afterwards what they were.
+    And the mean in each band of timesteps, `loss/validation/step_band/0-250` and so on. `moment` is what ended. `most` bounds the batches
+    (`--max_validation_steps`). Every rank measures its share, and all get the mean of all. Nothing of training is touched: the global
+    random state and the network's mode are afterwards what they were.
     """
     own = replace(context, model=context.own_model)  # ranks may have different numbers of batches: none waits for another
     network = context.own_model.network
-    was_training, losses = network.training, torch.zeros(2, dtype=torch.float64)
+    was_training, sums = network.training, torch.zeros(2 + 2 * len(NAMES), dtype=torch.float64)
     network.eval()
     try:
         with torch.no_grad():
             for batch in _batches(data, accelerator, most):
-                losses += torch.tensor([_summed_loss(own, batch), len(batch.images)], dtype=torch.float64)
+                sums += _summed(own, batch).double().cpu()
     finally:
         network.train(was_training)
-    shares = cast(Tensor, accelerator.gather(losses.unsqueeze(0).to(accelerator.device, torch.float32)))
-    total, count = shares.sum(0).tolist()
+    shares = cast(Tensor, accelerator.gather(sums.unsqueeze(0).to(accelerator.device, torch.float32)))
+    total, count, *bands = shares.sum(0).tolist()
     logger.info("validation: loss %.5f on %d pictures", total / count, count)
-    return {f"loss/validation/{moment}_average": total / count}
+    return {f"loss/validation/{moment}_average": total / count, **band_figures(f"loss/validation/{moment}_band", bands)}
 
 
 def fixed_draws(context: StepContext, batch: Batch, latents: Tensor) -> list[Drawn]:
@@ -109,12 +111,15 @@ def _noises(context: StepContext, latents: Tensor, generator: torch.Generator) -
     return torch.stack([shaped(noise, latents, context.process.noise_options, generator) for noise in plain])
 
 
-def _summed_loss(context: StepContext, batch: Batch) -> float:
-    """The losses of a batch's pictures, each the mean over its timesteps, summed."""
+def _summed(context: StepContext, batch: Batch) -> Tensor:
+    """The losses of a batch's pictures, each the mean over its timesteps, summed; their number; and their sums and numbers in bands."""
     latents = latents_of(context, batch)
     with acting_at(context, batch.network_multiplier):
         losses = [loss_at(context, batch, latents, drawn) for drawn in fixed_draws(context, batch, latents)]
-    return float(torch.stack(losses).mean()) * len(batch.images)
+    total = torch.stack([loss.mean for loss in losses]).mean() * len(batch.images)
+    every, timesteps = (torch.cat([getattr(loss, name) for loss in losses]) for name in ("of_samples", "timesteps"))
+    bands = band_sums(every, timesteps, torch.ones_like(every, dtype=torch.bool))
+    return torch.cat([torch.stack([total, torch.full_like(total, len(batch.images))]), bands.flatten()])
 
 
 def _batches(data: TrainingData, accelerator: Accelerator, most: int | None) -> Iterator[Batch]:

@@ -86,7 +86,7 @@ def test_every_sample_has_its_own_threshold() -> None:
     guess, target, c = torch.randn(3, 4, 5, 6), torch.randn(3, 4, 5, 6), torch.tensor([0.05, 0.5, 5.0])
     options, weights = LossOptions(loss_type="huber"), torch.tensor([1.0, 0.5, 2.0])
     alone = [weigh(guess[[i]], target[[i]], weights[[i]], options, thresholds=c[[i]]) for i in range(3)]
-    torch.testing.assert_close(weigh(guess, target, weights, options, thresholds=c), torch.stack(alone).mean())
+    torch.testing.assert_close(weigh(guess, target, weights, options, thresholds=c), torch.cat(alone))
 
 
 def test_a_high_threshold_squares_and_a_low_one_takes_the_size() -> None:
@@ -101,7 +101,7 @@ def test_a_high_threshold_squares_and_a_low_one_takes_the_size() -> None:
 @pytest.mark.parametrize("loss_type", ["huber", "smooth_l1"])
 def test_a_perfect_guess_has_neither_loss_nor_gradient(loss_type: str) -> None:
     guess = torch.randn(2, 4, 3, 3).requires_grad_()
-    loss = weigh(guess, guess.detach().clone(), torch.ones(2), LossOptions(loss_type=loss_type), thresholds=torch.full((2,), 1e-3))  # pyright: ignore[reportArgumentType]
+    loss = weigh(guess, guess.detach().clone(), torch.ones(2), LossOptions(loss_type=loss_type), thresholds=torch.full((2,), 1e-3)).mean()  # pyright: ignore[reportArgumentType]
     loss.backward()
     assert loss == 0 and guess.grad is not None and bool((guess.grad == 0).all())
 

@@ -15,12 +15,12 @@ def pair(seed: int = 0) -> tuple[Tensor, Tensor]:
     return torch.randn(3, 4, 6, 8, generator=generator), torch.randn(3, 4, 6, 8, generator=generator)
 
 
-def test_loss_is_the_weighted_mean_of_the_samples() -> None:
+def test_losses_are_the_weighted_mean_errors_of_the_samples() -> None:
     guess, target = pair()
     errors = (guess - target).square().mean((1, 2, 3))
-    torch.testing.assert_close(weigh(guess, target, WEIGHTS, LossOptions()), (errors * WEIGHTS).mean())
+    torch.testing.assert_close(weigh(guess, target, WEIGHTS, LossOptions()), errors * WEIGHTS)
     errors = (guess - target).abs().mean((1, 2, 3))
-    torch.testing.assert_close(weigh(guess, target, WEIGHTS, LossOptions(loss_type="l1")), (errors * WEIGHTS).mean())
+    torch.testing.assert_close(weigh(guess, target, WEIGHTS, LossOptions(loss_type="l1")), errors * WEIGHTS)
 
 
 def test_loss_of_half_precision_guesses_is_taken_in_fp32() -> None:
@@ -40,7 +40,7 @@ def test_what_is_masked_has_no_loss_and_no_gradient(options: LossOptions) -> Non
     mask = torch.ones(3, 1, 6, 8)
     mask[:, :, 2:, 3:] = 0
     guess.requires_grad_()
-    weigh(guess, target, torch.ones(3), options, mask).backward()
+    weigh(guess, target, torch.ones(3), options, mask).sum().backward()
     assert guess.grad is not None
     assert torch.equal(guess.grad != 0, mask.bool().expand_as(guess))
 
@@ -55,7 +55,7 @@ def test_places_count_by_the_grey_of_their_mask() -> None:
     guess, target = pair()
     mask = torch.rand(3, 1, 6, 8, generator=torch.Generator().manual_seed(1))
     expected = ((guess - target).square() * mask).mean((1, 2, 3)) * WEIGHTS
-    torch.testing.assert_close(weigh(guess, target, WEIGHTS, LossOptions(), mask), expected.mean())
+    torch.testing.assert_close(weigh(guess, target, WEIGHTS, LossOptions(), mask), expected)
 
 
 def test_half_precision_is_masked_in_float32() -> None:

@@ -18,7 +18,7 @@ USES = [(1, 0), (2, 0)]
 
 def gradients(batch: Batch) -> list[torch.Tensor]:
     context = toy_context()
-    batch_loss(context, batch).backward()
+    batch_loss(context, batch).mean.backward()
     return [parameter.grad for parameter in context.own_model.network.parameters() if parameter.grad is not None]
 
 
@@ -35,15 +35,15 @@ def test_a_masked_half_gives_the_gradient_of_the_other_half() -> None:
 def test_an_image_without_a_mask_counts_whole_beside_one_that_has() -> None:
     context, mask = toy_context(), torch.ones(2, 1, SIDE, SIDE)
     mask[0] = 0
-    alone = batch_loss(context, toy_batch(USES[1:]))
-    torch.testing.assert_close(batch_loss(context, toy_batch(USES, mask=mask)), alone / 2)
+    alone = batch_loss(context, toy_batch(USES[1:])).mean
+    torch.testing.assert_close(batch_loss(context, toy_batch(USES, mask=mask)).mean, alone / 2)
 
 
 def test_weights_of_regularisation_images_and_masks_multiply() -> None:
     context = toy_context()
     mask = torch.full((2, 1, SIDE, SIDE), 0.5)
     halved = replace(toy_batch(USES, mask=mask), loss_weights=torch.full((2,), 0.5))
-    torch.testing.assert_close(batch_loss(context, halved), batch_loss(context, toy_batch(USES)) / 4)
+    torch.testing.assert_close(batch_loss(context, halved).mean, batch_loss(context, toy_batch(USES)).mean / 4)
 
 
 @pytest.fixture

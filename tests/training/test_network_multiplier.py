@@ -11,8 +11,8 @@ from small_family import SmallFamily
 from torch import Tensor
 from toy_step import toy_batch, toy_context
 
-from library.training import run
-from library.training.step import Drawn, StepContext, acting_at, batch_loss, loss_at
+from library.training import update
+from library.training.step import BatchLoss, Drawn, StepContext, acting_at, batch_loss, loss_at
 from networks.network import Network
 
 USES = [(1, 0), (2, 0), (3, 0)]
@@ -31,7 +31,7 @@ def strengths(context: StepContext) -> set[float]:
 def gradient(context: StepContext, strength: float) -> list[Tensor]:
     batch = toy_batch(USES, network_multiplier=strength)
     with acting_at(context, strength):
-        batch_loss(context, batch).backward()
+        batch_loss(context, batch).mean.backward()
     return [cast(Tensor, parameter.grad) for parameter in network_of(context).parameters()]
 
 
@@ -50,7 +50,7 @@ def test_the_loss_at_a_strength_is_that_of_a_delta_as_much_stronger() -> None:
     with torch.no_grad():
         next(parameter for name, parameter in network_of(other).named_parameters() if "up" in name).mul_(-0.7)
     with acting_at(one, -0.7):
-        torch.testing.assert_close(batch_loss(one, toy_batch(USES)), batch_loss(other, toy_batch(USES)))
+        torch.testing.assert_close(batch_loss(one, toy_batch(USES)).mean, batch_loss(other, toy_batch(USES)).mean)
 
 
 def test_a_checkpointed_backward_computes_at_the_strength_of_its_batch() -> None:
@@ -84,7 +84,7 @@ def test_preserved_samples_aim_at_the_base_and_the_others_at_the_noise() -> None
             base = context.own_model(*given)
     targets = torch.stack([base[0], drawn.noise[1], base[2]])
     loss = loss_at(context, replace(batch, preserves=torch.tensor([True, False, True])), batch.latents, drawn)
-    torch.testing.assert_close(loss, (guess - targets).square().mean())
+    torch.testing.assert_close(loss.mean, (guess - targets).square().mean())
 
 
 @pytest.mark.parametrize("strength", [1.0, -2.0])
@@ -104,7 +104,7 @@ def test_a_network_that_does_nothing_preserves_perfectly() -> None:
     batch = toy_batch(USES, preserves=torch.ones(len(USES), dtype=torch.bool))
     with torch.no_grad():
         next(parameter for name, parameter in network_of(context).named_parameters() if "up" in name).zero_()
-    assert batch_loss(context, batch) < 1e-12
+    assert batch_loss(context, batch).mean < 1e-12
 
 
 # Whole runs
@@ -127,12 +127,12 @@ def test_each_dataset_trains_at_its_network_multiplier(
 ) -> None:
     seen: list[tuple[float, set[float]]] = []
 
-    def watched(context: StepContext, batch: Any) -> Tensor:
+    def watched(context: StepContext, batch: Any) -> BatchLoss:
         seen.append((batch.network_multiplier, strengths(context)))
         watched.context = context  # pyright: ignore[reportFunctionMemberAccess]
         return batch_loss(context, batch)
 
-    monkeypatch.setattr(run, "batch_loss", watched)
+    monkeypatch.setattr(update, "batch_loss", watched)
     folder = dataset("network_multiplier = -1.0", "network_multiplier = 1.5")
     family.run(folder, tmp_path / "out", "--max_train_epochs", "1", "--cache_latents", "--gradient_checkpointing")
     assert {wanted for wanted, _ in seen} == {-1.0, 1.5}

@@ -98,7 +98,7 @@ def test_a_step_measures_by_the_threshold_of_each_timestep(make: Make, loss_type
     assert thresholds is not None
     c = thresholds.double().view(-1, 1, 1, 1)
     expected = (2 * (((guess - target) ** 2 + c**2).sqrt() - c) * (c if loss_type == "huber" else 1)).mean()
-    assert batch_loss(context, toy_batch(USES)).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert batch_loss(context, toy_batch(USES)).mean.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_a_model_that_predicts_velocity_is_asked_for_it_and_weighed_by_its_snr() -> None:
@@ -115,7 +115,7 @@ def test_a_model_that_predicts_velocity_is_asked_for_it_and_weighed_by_its_snr()
     guess, target, timesteps = guess_and_target(context, velocity)
     snr = kept[timesteps] / (1 - kept[timesteps])
     expected = ((guess - target).square().mean((1, 2, 3)) * snr.clamp(max=5) / (snr + 1)).mean()
-    assert batch_loss(context, toy_batch(USES)).item() == pytest.approx(expected.item(), rel=1e-3)
+    assert batch_loss(context, toy_batch(USES)).mean.item() == pytest.approx(expected.item(), rel=1e-3)
 
 
 # Validation

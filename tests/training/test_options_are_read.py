@@ -20,6 +20,7 @@ ALWAYS_SO = {
     "sdxl": "the script draws with SDXL only",
     "save_model_as": "one choice",
     "vae_disable_cache": "a rule says that it has no effect",
+    "skip_until_initial_step": "data before the place where a run begins is always left out",
     "qwen_image_vae_2d": "a rule says that it has no effect",
 }
 """Options that are accepted for sd-scripts' commands and say what is so anyway -> why."""

@@ -1,16 +1,24 @@
 """Pictures drawn while training: the same as the finished file draws, and nothing of the run is changed by them."""
 
+import logging
+import random
+import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from small_family import SmallFamily
+from torch import Tensor, nn
 
+from library.core.tensor_file import load_tensors
 from library.inference.generate import Generator, Request
 from library.inference.images import to_images
-from library.training.previews import PreviewOptions
+from library.training.previews import PreviewOptions, Previews
 from networks.network import Network
 
 LINE = "a red cat --n a dog --w 64 --h 96 --s 3 --l 2.5"
@@ -69,6 +77,102 @@ def test_a_preview_that_fails_is_said_and_the_run_goes_on(
     result = family.run(images, tmp_path, "--max_train_steps", "2", "--sample_prompts", str(prompts), "--sample_every_n_steps", "1")
     assert len(result.losses) == 2 and result.file.exists()
     assert "number 0 was not drawn, the run goes on: no space left on device" in capsys.readouterr().err
+
+
+class OwnRandomness(nn.Module):
+    """A third-party network that draws from every global generator, in training as in previews."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.up = nn.Parameter(torch.zeros(layer.out_features, 1))
+        self.down = nn.Parameter(torch.full((1, layer.in_features), 0.1))
+        self.layer = [layer]  # a list, so that the layer is no part of the network
+
+    def apply_to(self, *models: object) -> None:
+        layer, own = self.layer[0], self.layer[0].forward
+
+        def forward(x: Tensor) -> Tensor:
+            factor = float(torch.rand(())) + random.random() + float(np.random.rand())
+            return own(x) + factor * (x @ self.down.T @ self.up.T)
+
+        layer.forward = forward
+
+    def prepare_optimizer_params(self, text_encoder_lr: object, unet_lr: object, default_lr: float) -> list[dict]:
+        return [{"params": [self.up, self.down], "lr": default_lr}]
+
+    def save_weights(self, file: str, dtype: object, metadata: dict[str, str]) -> None:
+        save_file({"up": self.up.detach(), "down": self.down.detach()}, file, metadata)
+
+
+@pytest.fixture
+def random_module(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a network module that makes `OwnRandomness` on the last layer of the denoiser."""
+
+    def create_network(multiplier: float, dim: int, alpha: float, vae: object, text_encoder: object, unet: nn.Module, **others: object):
+        return OwnRandomness([layer for layer in unet.modules() if isinstance(layer, nn.Linear)][-1])
+
+    module = ModuleType("random_network")
+    module.create_network = create_network  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module.__name__
+
+
+def test_a_network_with_random_numbers_of_its_own_trains_the_same_bytes(
+    random_module: str, family: SmallFamily, images: Path, prompts: Path, tmp_path: Path
+) -> None:
+    asked = ["--sample_prompts", str(prompts), "--sample_every_n_steps", "1", "--sample_at_first"]
+    runs = []
+    for name, extra in (("plain", []), ("drawn", asked)):
+        random.seed(4)
+        np.random.seed(4)
+        result = family.run(images, tmp_path / name, "--max_train_steps", "3", "--cache_latents", *extra, module=random_module)
+        runs.append((result.losses, {key: tensor.tolist() for key, tensor in load_tensors(result.file).items()}))
+    assert runs[0] == runs[1] and len(list((tmp_path / "drawn" / "sample").glob("*.png"))) == 12
+    assert any(any(row) for row in runs[0][1]["up"])
+
+
+def drawn_by(family: SmallFamily, prompts: Path, folder: Path, **asked: Any) -> list[Path]:
+    """The previews of a new model, without a run."""
+    arch, options = family.arch, PreviewOptions(sample_prompts=str(prompts), sample_at_first=True)
+    model_options = family.options(prompts.parent, folder)[arch.ModelOptions]
+    models = arch.load(model_options, device=torch.device("cpu"), dtype=torch.float32)
+    generator = Generator(arch=arch, models=models, model_options=model_options, device=torch.device("cpu"), dtype=torch.float32)
+    previews = Previews.of(options, arch, folder, "net", 1, model_options)
+    return previews.draw(generator, nn.Linear(1, 1), "000001", text_is_fixed=True, **asked)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), KeyError("odd"), AssertionError()])
+def test_one_picture_that_fails_does_not_cost_the_others(
+    error: Exception, sdxl: SmallFamily, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    encode, numbers = Generator.encode, iter(range(3))
+
+    def failing(self: Generator, requests: Any) -> Any:
+        if next(numbers) == 1:
+            raise error
+        return encode(self, requests)
+
+    monkeypatch.setattr(Generator, "encode", failing)
+    monkeypatch.setattr(logging.getLogger("hadron"), "propagate", True)
+    files = drawn_by(sdxl, prompts, tmp_path)
+    assert [path.name.split("_")[2] for path in files] == ["00", "02"] and all(path.exists() for path in files)
+    assert f"number 1 was not drawn, the run goes on: {str(error) or 'AssertionError'}" in caplog.text
+
+
+def test_a_run_that_shall_end_does_not_wait_for_the_rest(sdxl: SmallFamily, prompts: Path, tmp_path: Path) -> None:
+    answers = iter([False, True])
+    assert len(drawn_by(sdxl, prompts, tmp_path, asked_to_end=lambda: next(answers))) == 1
+
+
+def test_with_a_pinned_date_names_repeat_and_files_are_replaced(
+    sdxl: SmallFamily, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "86400")
+    first = drawn_by(sdxl, prompts, tmp_path)
+    content = first[0].read_bytes()
+    first[0].write_bytes(b"old")
+    assert drawn_by(sdxl, prompts, tmp_path) == first and first[0].read_bytes() == content
+    assert first[0].name == "net_000001_00_19700102000000_7.png" and len(list((tmp_path / "sample").iterdir())) == 3
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from library.core.command_line import parse_command_line
 from library.core.options import Declared, OptionError, convert, declared, describe
 from library.inference import not_yet as generation_not_yet
 from library.inference import script as generation
@@ -58,7 +57,7 @@ def test_defaults_are_those_of_sd_scripts(script: str) -> None:
     assert not other
 
 
-FEWER_CHOICES = {"log_with": ["wandb", "all"], "save_model_as": ["ckpt", "pt"]}
+FEWER_CHOICES = {"save_model_as": ["ckpt", "pt"]}
 """Choices of sd-scripts that are refused by name."""
 
 
@@ -95,9 +94,3 @@ def test_choices_are_those_of_sd_scripts(script: str) -> None:
             except OptionError:
                 refused.setdefault(name, []).append(choice)
     assert refused == {name: choices for name, choices in FEWER_CHOICES.items() if name in refused}
-
-
-def test_a_later_option_is_refused_by_name() -> None:
-    groups, refused = GROUPS["sdxl_train_network.py"]
-    with pytest.raises(OptionError, match="--save_state: an option of sd-scripts that this version does not have yet"):
-        parse_command_line(groups, ["--save_state"], prog="x", about="x", refuse=refused)

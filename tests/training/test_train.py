@@ -217,7 +217,7 @@ def test_a_mistake_is_answered_with_what_would_work(
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_the_update(family: SmallFamily, images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"the loss became (nan|inf) at step \d+ with the images .*png"):
+    with pytest.raises(ValueError, match=r"the (loss|gradient) became (nan|inf) at step \d+; nothing was updated"):
         family.run(images, tmp_path, "--max_train_steps", "30", "--learning_rate", "1e30", "--max_grad_norm", "0")
     assert not (tmp_path / "net.safetensors").exists()
 

@@ -48,8 +48,8 @@ def test_every_use_epoch_and_seed_draws_anew(process: NoiseProcess) -> None:
 
 def test_the_loss_of_a_batch_is_the_mean_over_its_samples_alone(process: NoiseProcess) -> None:
     context = toy_context(process)
-    alone = torch.stack([batch_loss(context, toy_batch([use])) for use in USES])
-    torch.testing.assert_close(batch_loss(context, toy_batch(USES)), alone.mean())
+    alone = torch.stack([batch_loss(context, toy_batch([use])).mean for use in USES])
+    torch.testing.assert_close(batch_loss(context, toy_batch(USES)).mean, alone.mean())
 
 
 def test_noise_is_normal_and_timesteps_are_spread_as_one_generator_would() -> None:
@@ -75,7 +75,7 @@ def test_dropouts_are_a_function_of_epoch_and_position() -> None:
 
 def test_a_step_gives_the_network_its_gradient_and_the_base_none() -> None:
     context = toy_context()
-    batch_loss(context, toy_batch(USES)).backward()
+    batch_loss(context, toy_batch(USES)).mean.backward()
     assert all(parameter.grad is not None for parameter in context.own_model.network.parameters())
     assert all(parameter.grad is None for parameter in context.own_model.denoiser.parameters())
 
@@ -86,4 +86,4 @@ def test_uncached_pixels_are_encoded_by_the_family() -> None:
     context.vae = torch.nn.Identity()
     encoded = toy_batch(USES)
     encoded.latents = batch.pixels[:, :1, ::8, ::8].repeat(1, 4, 1, 1)
-    assert torch.equal(batch_loss(context, batch), batch_loss(context, encoded))
+    assert torch.equal(batch_loss(context, batch).mean, batch_loss(context, encoded).mean)

@@ -22,7 +22,7 @@ from library.data.dataset import TrainingData
 from library.diffusion.ddpm import DDPMProcess
 from library.diffusion.flow import FlowProcess
 from library.diffusion.process import NoiseProcess
-from library.training.step import StepContext, batch_loss
+from library.training.step import StepContext, batch_loss, loss_at
 from library.training.validation import LEVELS, ValidationOptions, fixed_draws, validate
 from networks.extras import Dropouts
 from networks.network import Network
@@ -56,7 +56,7 @@ class Rank:
     is_local_main_process, device = False, torch.device("cpu")
 
     def __init__(self, index: int = 0, world: int = 1) -> None:
-        self.process_index, self.num_processes, self.shares = index, world, torch.zeros(0, 2)
+        self.process_index, self.num_processes, self.shares = index, world, torch.zeros(0, 10)
 
     def gather(self, shares: Tensor) -> Tensor:
         self.shares = shares
@@ -65,9 +65,7 @@ class Rank:
 
 def measure(context: StepContext, data: Held | None = None, rank: Rank | None = None, most: int | None = None) -> float:
     held, accelerator = cast(TrainingData, data or Held()), cast(Accelerator, rank or Rank())
-    [(name, loss)] = validate(context, held, accelerator, "step", most=most).items()
-    assert name == "loss/validation/step_average"
-    return loss
+    return validate(context, held, accelerator, "step", most=most)["loss/validation/step_average"]
 
 
 def test_it_is_the_same_every_time_whatever_was_drawn_between() -> None:
@@ -105,7 +103,7 @@ def test_dropouts_do_not_act() -> None:
         adapter.dropouts = Dropouts(neuron=0.9)
     context.own_model.network.train()
     assert measure(context) == measure(plain)
-    assert batch_loss(context, toy_batch([(1, 0)])) != batch_loss(plain, toy_batch([(1, 0)]))
+    assert batch_loss(context, toy_batch([(1, 0)])).mean != batch_loss(plain, toy_batch([(1, 0)])).mean
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 7])
@@ -118,9 +116,25 @@ def test_ranks_share_the_pictures_without_loss_or_doubling(world: int) -> None:
     ranks = [Rank(index, world) for index in range(world)]
     for rank in ranks[: len(Held().groups)]:
         measure(toy_context(), rank=rank)
-    total, count = torch.cat([rank.shares for rank in ranks]).sum(0).tolist()
+    total, count, *_ = torch.cat([rank.shares for rank in ranks]).sum(0).tolist()
     assert count == len(IMAGES)
     assert total / count == pytest.approx(measure(toy_context()), rel=1e-5)
+
+
+@pytest.mark.parametrize("process", [DDPMProcess, FlowProcess])
+def test_the_bands_are_the_losses_at_their_timesteps(process: type[NoiseProcess]) -> None:
+    context, batch = toy_context(process()), toy_batch([(image, 0) for image in IMAGES])
+    assert batch.latents is not None
+    expected: dict[str, list[float]] = {}
+    with torch.no_grad():
+        for drawn in fixed_draws(context, batch, batch.latents):
+            found = loss_at(context, batch, batch.latents, drawn)
+            for loss, timestep in zip(found.of_samples.tolist(), found.timesteps.tolist(), strict=True):
+                low = min(int(timestep // 250), 3) * 250
+                expected.setdefault(f"loss/validation/epoch_band/{low}-{low + 250}", []).append(loss)
+    figures = validate(toy_context(process()), cast(TrainingData, Held()), cast(Accelerator, Rank()), "epoch")
+    bands = {key: value for key, value in figures.items() if "band" in key}
+    assert bands == {key: pytest.approx(sum(losses) / len(losses), rel=1e-5) for key, losses in expected.items()} and len(bands) > 2
 
 
 def test_max_validation_steps_bounds_the_batches_of_all_ranks_together() -> None:

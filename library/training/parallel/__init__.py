@@ -1,0 +1,1 @@
+"""Several processes: how they meet, and the engines that share gradients and weights among them."""

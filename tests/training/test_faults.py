@@ -1,0 +1,115 @@
+"""Losses and gradients that are not finite, and being asked to end."""
+
+import math
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_family import SmallFamily
+
+from library.core.tensor_file import load_tensors
+from library.training import update
+from library.training.interruption import Interruption
+from library.training.step import BatchLoss
+from library.training.update import MOST_SKIPPED, NonFinite
+
+
+def break_losses(monkeypatch: pytest.MonkeyPatch, at: set[int], how: Any = lambda loss: loss * math.nan) -> list[int]:
+    """Let the losses of some batches, counted from 0, be something else; returns the list that the calls are counted in."""
+    calls: list[int] = []
+    whole = update.batch_loss
+
+    def broken(context: Any, batch: Any) -> BatchLoss:
+        calls.append(len(calls))
+        loss = whole(context, batch)
+        return BatchLoss(of_samples=how(loss.of_samples), timesteps=loss.timesteps) if calls[-1] in at else loss
+
+    monkeypatch.setattr(update, "batch_loss", broken)
+    return calls
+
+
+def explode(losses: torch.Tensor) -> torch.Tensor:
+    """Losses that are finite, and whose gradients are not."""
+    losses.register_hook(lambda gradient: gradient * math.inf)
+    return losses
+
+
+def test_a_loss_that_is_nan_ends_the_run_and_names_step_images_and_captions(
+    family: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {2})
+    with pytest.raises(NonFinite) as error:
+        family.run(images, tmp_path, "--max_train_steps", "6")
+    assert "the loss became nan at step 3; nothing was updated" in str(error.value)
+    assert ".png: 'a " in str(error.value) and "--nan_policy skip" in str(error.value)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_the_update(
+    family: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {1}, explode)
+    with pytest.raises(NonFinite, match=r"the gradient became (nan|inf) at step 2"):
+        family.run(images, tmp_path, "--max_train_steps", "4")
+
+
+def test_a_gradient_is_looked_at_without_clipping_too(
+    family: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {1}, explode)
+    with pytest.raises(NonFinite, match="the gradient became"):
+        family.run(images, tmp_path, "--max_train_steps", "4", "--max_grad_norm", "0")
+
+
+@pytest.mark.parametrize("how", [lambda loss: loss * math.nan, explode], ids=["loss", "gradient"])
+def test_a_skipped_step_leaves_the_weights_and_the_rest_of_the_run_finite(
+    how: Any, family: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {1}, how)
+    result = family.run(images, tmp_path, "--max_train_steps", "4", "--nan_policy", "skip")
+    assert len(result.losses) == 3 and all(map(math.isfinite, result.losses))
+    assert all(torch.isfinite(tensor).all() for tensor in load_tensors(result.file).values())
+
+
+def test_skipping_gives_up_after_many_steps_in_a_row(
+    sdxl: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, set(range(1, 99)))
+    with pytest.raises(NonFinite) as error:
+        sdxl.run(images, tmp_path, "--max_train_steps", "60", "--nan_policy", "skip", "--cache_latents")
+    assert f"at step {MOST_SKIPPED + 2}" in str(error.value)
+    assert f"the {MOST_SKIPPED} steps before it were left out for the same reason" in str(error.value)
+
+
+def test_a_skipped_step_is_as_if_its_batch_had_not_been(
+    sdxl: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = sdxl.run(images, tmp_path / "plain", "--max_train_steps", "1")
+    break_losses(monkeypatch, {1})
+    skipped = sdxl.run(images, tmp_path / "skipped", "--max_train_steps", "2", "--nan_policy", "skip")
+    one, other = load_tensors(plain.file), load_tensors(skipped.file)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted(number: signal.Signals) -> None:
+    interruption = Interruption()
+    with interruption.heard():
+        os.kill(os.getpid(), number)
+        assert interruption.asked
+
+
+def test_a_second_interrupt_ends_at_once() -> None:
+    interruption = Interruption()
+    with pytest.raises(KeyboardInterrupt), interruption.heard():
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_handlers_are_put_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with Interruption().heard():
+        assert signal.getsignal(signal.SIGINT) is not before[0]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

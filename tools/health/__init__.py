@@ -1,0 +1,1 @@
+"""What `python -m tools.doctor` looks at, one subject a file."""
