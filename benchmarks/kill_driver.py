@@ -50,10 +50,13 @@ class Instants:
     def __init__(self, trace: Path, last: int) -> None:
         self._file = os.open(trace, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         self._left = last
+        self._process = os.getpid()
         self._phases = [SETTING_UP]
 
     def pass_by(self, what: str) -> None:
-        """Note an instant; where it is the chosen one, nothing comes after it."""
+        """Note an instant; where it is the chosen one, nothing comes after it. Processes that read images have none."""
+        if os.getpid() != self._process:
+            return
         os.write(self._file, f"{self._phases[-1]}\t{what}\n".encode())
         if self._left == 0:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -55,7 +55,8 @@ def keep_lock(
 ) -> None:
     """Compare with the run of `--reproduce`, if any, then write this run's lock file into `folder`.
 
-    Every rank calls it, one works, with the `inputs` of `inputs_of`. Raises `OptionError` on every rank with all that differs and is not allowed to, and where the lock file cannot be written.
+    Every rank calls it, one works, with the `inputs` of `inputs_of`. Raises `OptionError` on every rank with all that differs and is not
+    allowed to, and where the lock file cannot be written.
     """
     problems: list[str] = []
     if accelerator.is_main_process:

@@ -173,7 +173,7 @@ class ZeroEngine(Engine):
 
 
 def _let_models_be_built() -> None:
-    """Keep transformers from sharing out models of stage 3 while they are built: ours are built empty, filled from files, then shared out."""
+    """Keep transformers from sharing out models while it builds them: ours are built empty, filled from files, then shared out."""
     from transformers.integrations import unset_hf_deepspeed_config
 
     unset_hf_deepspeed_config()

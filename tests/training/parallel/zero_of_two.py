@@ -48,7 +48,7 @@ def plain(arch: Architecture, options: OptionSet, accelerator: Accelerator, data
     context = context_of(arch, options, accelerator, trained, model)
     for _, batches in zip(range(STEPS), steps_of(data, range(WORLD)), strict=False):
         for batch in batches:
-            with acting_at(context, batch.network_multiplier):
+            with acting_at(context, batch.network_multiplier), accelerator.autocast():
                 (batch_loss(context, batch).mean / len(batches)).backward()
         torch.nn.utils.clip_grad_norm_(trained.parameters, options[OptimizerOptions].max_grad_norm)
         optimizer.step()
