@@ -33,7 +33,7 @@ from library.training.precision import PrecisionOptions
 from library.training.preflight import preflight
 from library.training.prepare import epochs_of, load_data, make_accelerator, resolved_seed
 from library.training.previews import PreviewOptions
-from library.training.reproduce import ReproduceOptions
+from library.training.reproduction.reproduce import ReproduceOptions
 from library.training.retired import refused_options
 from library.training.rules import without_effect
 from library.training.save import SaveOptions

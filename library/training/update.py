@@ -15,6 +15,7 @@ from library.data.batch import Batch
 from library.training.adapters import NetworkOptions
 from library.training.optimizing.optimizer import OptimizerOptions
 from library.training.optimizing.rates import effective_rates
+from library.training.parallel.shares import counted
 from library.training.setup import Run
 from library.training.step import acting_at, batch_loss
 
@@ -87,7 +88,7 @@ def agreed(accelerator: Accelerator, loss: float, asked_to_end: bool) -> Agreed:
 
 def _backward(run: Run, batches: Sequence[Batch]) -> tuple[float, str | None]:
     """Gradients of the mean loss; returns it, and what is wrong with it. Where a loss is not finite no gradient is made of it."""
-    total = 0.0
+    total, count = 0.0, counted(batches, run.data.batches_per_epoch(), run.accelerator.num_processes)
     run.trained.network.on_step_start()
     for index, batch in enumerate(batches):
         is_last = index + 1 == len(batches)
@@ -100,9 +101,9 @@ def _backward(run: Run, batches: Sequence[Batch]) -> tuple[float, str | None]:
             run.interruption.asked = known.asked_to_end
             if not known.is_finite:
                 return math.nan, f"the loss became {own}" if not math.isfinite(own) else "the loss of another rank is not finite"
-            total += known.mean / len(batches)
+            total += known.mean / count
             run.instruments.see_loss(losses, batch)
-            run.engine.backward(run.context.model, loss / len(batches), is_last=is_last)
+            run.engine.backward(run.context.model, loss / count, is_last=is_last)
     run.engine.share_gradients(run.trained.parameters)
     return total, None
 

@@ -10,8 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from small_adapters import write_adapter
 
-from library.training.lock import Lock, write_lock
-from library.training.lock_inputs import Input
+from library.training.reproduction.inputs import Input
+from library.training.reproduction.lock import Lock, write_lock
 
 BANDS = ("0-250", "250-500", "500-750", "750-1000")
 PROMPT = "a red <cat> & a dog"

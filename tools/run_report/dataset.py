@@ -10,7 +10,7 @@ from library.data.dataset import TrainingData
 from library.data.inspection.contact_sheet import Sheet, Shot, contact_sheets
 from library.data.options import DataOptions
 from library.models.architecture import architecture_named
-from library.training.lock import Lock
+from library.training.reproduction.lock import Lock
 
 SAMPLES = 12  # pictures of each bucket
 MOST_SHEETS = 12

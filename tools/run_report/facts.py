@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from library.data.inspection.report_html import html_table
-from library.training.lock import Lock
+from library.training.reproduction.lock import Lock
 from tools.run_report.charts import number_text
 from tools.run_report.reading import LOG, Event, Log, RunFiles
 

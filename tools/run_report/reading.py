@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from library.training.lock import LOCK, Lock
+from library.training.reproduction.lock import LOCK, Lock
 
 LOG = "log.jsonl"
 SUFFIX = "-run"

@@ -16,10 +16,10 @@ from library.models.architecture import Architecture, architecture_named, archit
 from library.models.digests import digest
 from library.training.adapters import NetworkOptions
 from library.training.length import Length, RunOptions
-from library.training.lock_inputs import FILES, IMAGES, NO_INPUTS, TEXT, Input
 from library.training.optimizing.optimizer import OptimizerOptions
 from library.training.optimizing.schedule import ScheduleOptions
 from library.training.precision import PrecisionOptions
+from library.training.reproduction.inputs import FILES, IMAGES, NO_INPUTS, TEXT, Input
 
 FIELDS = {
     "family": "the base model's family",
@@ -75,7 +75,7 @@ class Mismatch:
 def identity(
     arch: Architecture, options: OptionSet, data: TrainingData, inputs: Mapping[str, Input], *, seed: int, processes: int
 ) -> dict[str, Any]:
-    """The fields of a run by name, as JSON holds them. `inputs` are its files and images (see `lock_inputs.inputs_of`)."""
+    """The fields of a run by name, as JSON holds them. `inputs` are its files and images (see `reproduction.inputs.inputs_of`)."""
     length = Length.of(options[RunOptions], data.batches_per_epoch(processes))
     files = {name: _told(found) for name, found in inputs.items() if name not in NOT_OF_STATES}
     told = {field_of(name) for name in files}

@@ -85,6 +85,11 @@ class StateOptions:
                 yield f"--allow_resume_mismatch: {unknown(name, known, 'field')}; besides options: {', '.join(FIELDS)}"
 
     @property
+    def saves(self) -> bool:
+        """Are states saved while the run goes on, or at its end?"""
+        return bool(self.save_state or self.save_state_on_train_end or self.save_state_every_n_steps)
+
+    @property
     def moves_start(self) -> bool:
         """Does the user say where the run begins?"""
         return self.initial_step is not None or self.initial_epoch is not None

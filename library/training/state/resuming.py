@@ -152,7 +152,7 @@ def resume(run: Run, states: States) -> Stands | None:
     Without a state, `--initial_step` and `--initial_epoch` are obeyed. Raises `ValueError` for what does not fit.
     """
     options, standing = states.options, states.standing
-    if options.save_state or options.save_state_on_train_end or options.save_state_every_n_steps:
+    if options.saves:
         prove_savable(run)
     tell_space(run, states)
     stands: Stands | None = None

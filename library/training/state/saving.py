@@ -1,5 +1,6 @@
 """Saving a state: gathered from all ranks, written by one, verified, put in its place, and only then are old ones removed."""
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -42,14 +43,17 @@ def save_state(run: Run, states: States, kind: Kind) -> Path | None:
     Where it cannot be saved (a full disk, for example) what was saved before stays whole: a warning says why, the run goes on and None
     is returned. After the last state of a run, on its end or interruption, that is a `ValueError` on every rank.
     """
+    place = states.names.place(kind, step=run.step, epoch=run.epoch)
+    run.log.event("state", run.step, run.epoch, folder=place.name)  # before the state keeps the log's length, so that it is part of it
     content = content_of(run)
     outcome: list[str | None] = [None]
-    place = states.names.place(kind, step=run.step, epoch=run.epoch)
     if run.accelerator.is_main_process:
         try:
             manifest = _manifest(run, states, kind)
             if kind != "interrupted" or not _stands(place, manifest):
                 remove_old_states(states, run, write_state(place, content, manifest))
+                if run.uploads is not None:
+                    run.uploads.send(place, "state")
         except (OSError, ValueError) as error:
             outcome = [f"{place}: the state of step {run.step} could not be saved: {error}"]
     run.team.meet("the state is saved")  # as long as it takes; a collective has a timeout
@@ -88,13 +92,16 @@ def remove_old_states(states: States, run: Run, new: Manifest) -> None:
             continue
     for path in states.outdated(new, known, run.length):
         logger.info("removing %s", path.name)
-        remove_state(path)
+        if run.uploads is None:
+            remove_state(path)
+        else:
+            run.uploads.release(path, partial(remove_state, path))
 
 
 def tell_space(run: Run, states: States) -> None:
     """Warn before the first step where the disk has no room for the states that the run will save, as far as their size is known."""
     options = states.options
-    if not (options.save_state or options.save_state_on_train_end or options.save_state_every_n_steps):
+    if not options.saves:
         return
     size = expected_size(run.trained.network, run.trained.parameters)
     problem = lacking(states.names.folder, size, "a state of this run")

@@ -13,7 +13,7 @@ from library.core.log import get_logger
 from library.data.dataset import TrainingData
 from library.models.architecture import Architecture
 from library.training.length import Length
-from library.training.lock_inputs import Input
+from library.training.reproduction.inputs import Input
 from library.training.save import Saver
 from library.training.state.folder import Kind, Manifest, StateNames
 from library.training.state.identity import Mismatch, field_of, identity, mismatches

@@ -19,7 +19,7 @@ from library.core.command_line import OptionSet
 from library.core.config_file import read_toml, toml_value
 from library.core.log import get_logger
 from library.core.options import declared
-from library.training.lock_inputs import Input
+from library.training.reproduction.inputs import Input
 
 logger = get_logger(__name__)
 

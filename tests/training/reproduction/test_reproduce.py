@@ -8,7 +8,7 @@ from small_family import SmallFamily
 
 from library.core.command_line import parse_command_line
 from library.core.options import OptionError
-from library.training.lock import Lock
+from library.training.reproduction.lock import Lock
 from library.training.retired import refused_options
 from library.training.run import RunResult, option_groups, train
 

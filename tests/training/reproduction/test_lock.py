@@ -12,12 +12,12 @@ from small_family import SmallFamily
 
 from library.core.command_line import OptionSet, parse_command_line
 from library.core.options import OptionError
-from library.training import lock as lock_file
-from library.training import surroundings
-from library.training.lock import Lock, without_secrets, write_lock
-from library.training.lock_inputs import Input, inputs_of
 from library.training.prepare import load_data
-from library.training.reproduce import ReproduceOptions, input_differences, keep_lock, lock_of, refusals
+from library.training.reproduction import lock as lock_file
+from library.training.reproduction import surroundings
+from library.training.reproduction.inputs import Input, inputs_of
+from library.training.reproduction.lock import Lock, without_secrets, write_lock
+from library.training.reproduction.reproduce import ReproduceOptions, input_differences, keep_lock, lock_of, refusals
 from library.training.retired import refused_options
 from library.training.run import option_groups
 

@@ -16,12 +16,12 @@ from library.core.rules import Rule
 from library.core.spelling import unknown
 from library.data.dataset import TrainingData
 from library.models.architecture import Architecture
-from library.training import surroundings
 from library.training.adapters import NetworkOptions
 from library.training.length import Length, RunOptions
-from library.training.lock import LOCK, Lock, of_the_moment, split_options, without_secrets, write_lock
-from library.training.lock_inputs import Input
 from library.training.optimizing.optimizer import OptimizerOptions
+from library.training.reproduction import surroundings
+from library.training.reproduction.inputs import Input
+from library.training.reproduction.lock import LOCK, Lock, of_the_moment, split_options, without_secrets, write_lock
 from networks.protocol import network_modules
 
 logger = get_logger(__name__)

@@ -1,0 +1,1 @@
+"""Making a run again: its lock file, its inputs, and what surrounded it."""
