@@ -15,10 +15,20 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interruption:
-    """Whether this process was asked to end."""
+    """Whether this process was asked to end, and whether the run ends for it: of several ranks none may before all of them know."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, processes: int = 1) -> None:
+        self.asked = False  # this process, by a signal
+        self._alone, self._agreed = processes == 1, False
+
+    @property
+    def ends_run(self) -> bool:
+        """Whether the run ends after the step in progress; the same on all ranks."""
+        return self.asked if self._alone else self._agreed
+
+    def agree(self, asked: bool) -> None:
+        """Note what all ranks have told each other: whether any of them was asked to end."""
+        self._agreed = self._agreed or asked
 
     @contextmanager
     def heard(self) -> Iterator[None]:

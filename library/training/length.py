@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from library.core.options import option
 from library.data.dataset import TrainingData
@@ -34,11 +34,20 @@ class Length:
 
     steps_per_epoch: int
     steps: int
+    more_epochs: int = 0  # than the steps take from the start; below 0 for fewer
 
     @property
     def epochs(self) -> int:
-        """Epochs begun until the last step."""
-        return math.ceil(self.steps / self.steps_per_epoch)
+        """The epoch of the last step, counted from 1."""
+        return math.ceil(self.steps / self.steps_per_epoch) + self.more_epochs
+
+    def seen_from(self, step: int, epoch: int, made: int) -> "Length":
+        """The same for a run after `step` steps, `made` of them in this epoch: those before it may have had other numbers of steps.
+
+        So it is where a run goes on with another number of processes, for example.
+        """
+        left = math.ceil((self.steps - step + made) / self.steps_per_epoch)
+        return replace(self, more_epochs=epoch - 1 + left - math.ceil(self.steps / self.steps_per_epoch))
 
     @classmethod
     def of(cls, options: RunOptions, batches_per_epoch: int) -> "Length":

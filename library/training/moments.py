@@ -34,7 +34,7 @@ def after_step(run: Run) -> None:
         save(run, run.saver.step_file(run.step))
         remove(run, run.saver.outdated_step_file(run.step))
     kept = keep_state(run, run.states, "step")
-    if run.interruption.asked and run.step < run.length.steps:
+    if run.interruption.ends_run and run.step < run.length.steps:
         leave(run, kept)
     look(run, "step")
 
@@ -69,7 +69,7 @@ def keep_interrupted(run: Run) -> Path | None:
 
 def look(run: Run, moment: Moment) -> None:
     """Measure validation and draw previews where they are due, unless the run was asked to end. Neither changes anything of the run."""
-    if run.interruption.asked:
+    if run.interruption.ends_run:
         return
     validation, previews = run.options[ValidationOptions], run.previews
     is_step = moment == "step"

@@ -1,5 +1,6 @@
 """The training run. `train` is its table of contents."""
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def begin(run: Run) -> None:
     stands = resume(run, run.states)
     if run.states.standing is not None:
         run.log.event("resumed", run.step, run.epoch, state=run.states.standing.folder.name)
-    if run.step == run.length.steps and not run.saver.final_file().exists():
+    if run.step >= run.length.steps and not run.saver.final_file().exists():
         save(run, run.saver.final_file())
     if stands is not None:
         look(run, stands)
@@ -137,6 +138,8 @@ def begin(run: Run) -> None:
         preview(run, f"{run.step:06d}")
     if stands == "epoch":
         run.epoch, run.taken = run.epoch + 1, 0
+    made = math.ceil(run.taken / run.options[RunOptions].gradient_accumulation_steps)
+    run.length = run.length.seen_from(run.step, run.epoch, made)
 
 
 def train_epoch(run: Run, batches: Iterable[Batch]) -> None:

@@ -26,7 +26,7 @@ from library.training.memory.options import MemoryOptions
 from library.training.metadata import Facts, run_metadata
 from library.training.model import TrainingModel
 from library.training.optimizing.average import AverageOptions, WeightAverage
-from library.training.optimizing.fused_backward import fuse_backward
+from library.training.optimizing.fused_backward import GradientFaults, fuse_backward
 from library.training.optimizing.optimizer import OptimizerOptions, build_optimizer, optimizer_arguments, optimizer_class
 from library.training.optimizing.schedule import ScheduleOptions, build_schedule
 from library.training.parallel.engine import Engine
@@ -69,6 +69,7 @@ class Run:
     log: RunLog
     uploads: Uploader | None = None
     average: WeightAverage | None = None
+    fused: GradientFaults | None = None  # of a fused backward pass
     interruption: Interruption = field(default_factory=Interruption)
     metadata: dict[str, str] = field(default_factory=dict)
     step: int = 0  # optimizer steps made
@@ -108,8 +109,8 @@ def set_up(ready: Preflight) -> Run:
     if swaps:
         BlockSwap(arch.blocks(model.denoiser), swaps, accelerator.device).place(model)
     prepared, optimizer = ready.engine.prepare(arch, model, optimizer, is_placed=bool(swaps))
-    if options[OptimizerOptions].fused_backward_pass:
-        fuse_backward(optimizer, options[OptimizerOptions].max_grad_norm)
+    is_fused, limit = options[OptimizerOptions].fused_backward_pass, options[OptimizerOptions].max_grad_norm
+    fused = fuse_backward(optimizer, limit) if is_fused else None
     context = StepContext(
         arch=arch, process=arch.noise_process(options[arch.NoiseOptions], options[arch.ModelOptions]), model=prepared,
         vae=trained.models.vae, tokenizers=trained.models.tokenizers, model_options=options[arch.ModelOptions],
@@ -118,7 +119,8 @@ def set_up(ready: Preflight) -> Run:
     run = Run(
         accelerator=accelerator, arch=arch, options=options, data=data, context=context, trained=trained, optimizer=optimizer,
         schedule=schedule, length=length, engine=ready.engine, team=ready.team, saver=ready.saver, states=ready.states,
-        previews=ready.previews, uploads=ready.uploads, instruments=instruments,
+        previews=ready.previews, uploads=ready.uploads, instruments=instruments, fused=fused,
+        interruption=Interruption(accelerator.num_processes),
         average=WeightAverage.of(options[AverageOptions], trained.parameters),
         log=RunLog.open(ready.saver.run_folder, accelerator.is_main_process),
         progress=Progress(length.steps, length.steps_per_epoch, accelerator.is_local_main_process),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -33,9 +34,9 @@ class StepContext:
     seed: int
     device: torch.device
 
-    @property
+    @cached_property
     def own_model(self) -> TrainingModel:
-        """The model without what distributes it: calling it waits for no other rank."""
+        """The model without what distributes it: calling it waits for no other rank."""  # accelerate looks through all modules for it
         return cast(TrainingModel, extract_model_from_parallel(self.model))
 
 

@@ -36,7 +36,7 @@ class FaultOptions:
 
 
 class NonFinite(ValueError):
-    """A loss or gradient that is not finite. Nothing was updated."""
+    """A loss or gradient that is not finite. No such gradient reached a weight."""
 
 
 @dataclass(frozen=True)
@@ -51,17 +51,21 @@ class Agreed:
 def update(run: Run, batches: Sequence[Batch]) -> dict[str, float]:
     """One optimizer step over the mean loss of some batches; returns its figures by tracker key.
 
-    Raises `NonFinite` on every rank, before the update, where a loss or the norm of the gradients is not finite (`--nan_policy`).
+    Raises `NonFinite` on every rank, before the update, where a loss or the norm of the gradients is not finite (`--nan_policy`). A fused
+    backward pass has then updated what had finite gradients.
     """
     total, fault = _backward(run, batches)
+    updated = "nothing was updated"
     norm = None if fault else _clipped(run)
     if norm is not None and not math.isfinite(norm) and run.accelerator.scaler is None:  # fp16's scaler expects such and steps over them
         fault = f"the gradient became {norm}"
+    if run.fused is not None and run.fused.take():
+        fault, updated = "a gradient became nan or inf", "such gradients counted as zero in the fused backward pass"
     if fault is not None:
-        _refuse(run, fault, batches)
+        _refuse(run, fault, batches, updated)
     else:
         run.skipped = 0
-        if not run.options[OptimizerOptions].fused_backward_pass:  # else the backward pass has stepped every weight
+        if run.fused is None:  # else the backward pass has stepped every weight
             later = run.engine.step(run.context.model, run.optimizer)
             norm = later if norm is None else norm
     rates = effective_rates(run.optimizer, run.trained.group_names)
@@ -98,7 +102,7 @@ def _backward(run: Run, batches: Sequence[Batch]) -> tuple[float, str | None]:
             loss = losses.mean
             own = loss.detach().item()
             known = agreed(run.accelerator, own, run.interruption.asked)
-            run.interruption.asked = known.asked_to_end
+            run.interruption.agree(known.asked_to_end)
             if not known.is_finite:
                 return math.nan, f"the loss became {own}" if not math.isfinite(own) else "the loss of another rank is not finite"
             total += known.mean / count
@@ -118,14 +122,14 @@ def _clipped(run: Run) -> float | None:
     return norm
 
 
-def _refuse(run: Run, fault: str, batches: Sequence[Batch]) -> None:
+def _refuse(run: Run, fault: str, batches: Sequence[Batch], updated: str) -> None:
     """Say what was not finite, with which images and captions of all ranks; raise where that ends the run."""
     seen = [
         f"  {image}: {caption[:CAPTION_SHOWN]!r}" for batch in batches for image, caption in zip(batch.images, batch.captions, strict=True)
     ]
     lines = "\n".join(dict.fromkeys(gather_object(seen)))
     run.skipped += 1
-    sentence = f"{fault} at step {run.step + 1}; nothing was updated. The images of the step and their captions:\n{lines}"
+    sentence = f"{fault} at step {run.step + 1}; {updated}. The images of the step and their captions:\n{lines}"
     if run.options[FaultOptions].nan_policy == "stop":
         raise NonFinite(f"{sentence}\n--nan_policy skip leaves such steps out; a lower --learning_rate may keep them from happening")
     if run.skipped > MOST_SKIPPED:

@@ -63,6 +63,24 @@ def test_a_gradient_is_looked_at_without_clipping_too(
         family.run(images, tmp_path, "--max_train_steps", "4", "--max_grad_norm", "0")
 
 
+@pytest.mark.parametrize("limit", ["1", "0"])
+def test_a_gradient_of_a_fused_backward_pass_is_looked_at_too(
+    limit: str, sdxl: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {1}, explode)
+    with pytest.raises(NonFinite, match="a gradient became nan or inf at step 2; such gradients counted as zero"):
+        sdxl.run(images, tmp_path, "--max_train_steps", "4", "--fused_backward_pass", "--max_grad_norm", limit)
+
+
+def test_a_fused_backward_pass_that_skips_stays_finite(
+    sdxl: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_losses(monkeypatch, {1}, explode)
+    result = sdxl.run(images, tmp_path, "--max_train_steps", "4", "--fused_backward_pass", "--nan_policy", "skip")
+    assert len(result.losses) == 3
+    assert all(torch.isfinite(tensor).all() for tensor in load_tensors(result.file).values())
+
+
 @pytest.mark.parametrize("how", [lambda loss: loss * math.nan, explode], ids=["loss", "gradient"])
 def test_a_skipped_step_leaves_the_weights_and_the_rest_of_the_run_finite(
     how: Any, family: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -79,6 +79,11 @@ def test_a_budget_keeps_what_lies_between(family: SmallFamily, images: Path, tmp
 
 
 @pytest.mark.slow
+def test_an_average_takes_four_bytes_a_trained_number(sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:
+    forecast = told(sdxl, images, tmp_path, "--ema_decay", "0.99")
+    assert sizes(forecast.memory)["average"] == 4 * sum(parameter.numel() for parameter in forecast.trained.parameters)
+
+
 def test_swapped_blocks_wait_in_main_memory(anima: SmallFamily, images: Path, tmp_path: Path) -> None:
     plain = sizes(told(anima, images, tmp_path).memory)
     swapped = told(anima, images, tmp_path, "--blocks_to_swap", "1").memory

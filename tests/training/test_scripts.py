@@ -50,7 +50,7 @@ def test_the_readmes_commands_train_and_draw(small_sdxl_file: Path, dataset: Pat
         "--max_train_epochs", "2", "--save_every_n_epochs", "1", "--output_dir", str(tmp_path), "--output_name", "my-loha",
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["my-loha-000001.safetensors", "my-loha.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["my-loha-000001.safetensors", "my-loha-run", "my-loha.safetensors"]
     drawn = python(
         "gen_img.py", "--ckpt", str(small_sdxl_file), "--network_module", "networks.loha", "--network_weights",
         str(tmp_path / "my-loha.safetensors"), "--prompt", "your prompt", "--W", "64", "--H", "64", "--steps", "2",

@@ -29,6 +29,7 @@ from library.training.memory.budget import Activations
 from library.training.memory.checkpointing import set_checkpointing
 from library.training.memory.options import MemoryOptions
 from library.training.model import TrainingModel
+from library.training.optimizing.average import AverageOptions
 from library.training.optimizing.optimizer import OptimizerOptions
 from library.training.precision import PrecisionOptions
 from networks.protocol import load_network_module, network_modules
@@ -175,6 +176,7 @@ class _Run:
         swapped = self._swapped()
         adapter = total_bytes(self.trained.network.parameters()) + total_bytes(self.trained.network.buffers())
         vae = 0 if self.models.vae is None else own_bytes(self.models.vae)
+        averaged = 0 if self.options[AverageOptions].ema_decay is None else sum(own.numel() for own in self.trained.parameters)
         return [
             Part(name="denoiser", place=GPU, bytes=self.denoiser - swapped.away, note=self.stored_as),
             Part(name="swapped blocks", place=MAIN, bytes=swapped.home, note=f"{self.memory.blocks_to_swap} blocks"),
@@ -182,6 +184,7 @@ class _Run:
             Part(name="VAE", place=self._rests(self.data.caches_latents), bytes=vae),
             Part(name="adapter", place=GPU, bytes=adapter),
             Part(name="optimizer", place=GPU, bytes=states.bytes),
+            Part(name="average", place=GPU, bytes=averaged * torch.float32.itemsize, note="--ema_decay"),
             Part(name="paged optimizer", place=MAIN, bytes=states.paged),
             Part(name="gradients", place=GPU, bytes=step.gradients, note="those there are at the worst moment"),
             Part(name="activations", place=GPU, bytes=step.activations, note="kept for the backward pass"),

@@ -54,13 +54,17 @@ class WeightAverage:
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
         self.parameters = list(parameters)
         self.decay = decay
-        self.updates = 0
-        self._average = [parameter.detach().float().clone() for parameter in self.parameters]
+        self.begin()
 
     @classmethod
     def of(cls, options: AverageOptions, parameters: Sequence[nn.Parameter]) -> "WeightAverage | None":
         """The average that the options ask for, or None."""
         return None if options.ema_decay is None else cls(parameters, options.ema_decay)
+
+    def begin(self) -> None:
+        """Begin anew with the weights as they are."""
+        self.updates = 0
+        self._average = [parameter.detach().float().clone() for parameter in self.parameters]
 
     def update(self) -> None:
         """Move the average towards the weights, after an optimizer step."""

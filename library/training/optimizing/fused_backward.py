@@ -17,11 +17,30 @@ logger = get_logger(__name__)
 PROBE_STEPS = 10
 
 
-def fuse_backward(optimizer: Optimizer, max_norm: float) -> None:
+class GradientFaults:
+    """Takes gradients that are not finite for zero, and knows whether there were any. The device is asked once a step, not once a weight."""
+
+    def __init__(self) -> None:
+        self._any: Tensor | None = None
+
+    def mend(self, gradient: Tensor) -> None:
+        """Make a gradient zero where any of it is not finite."""
+        faulty = ~gradient.isfinite().all()
+        gradient.masked_fill_(faulty, 0)
+        self._any = faulty if self._any is None else self._any | faulty
+
+    def take(self) -> bool:
+        """Was any gradient not finite since this was asked last?"""
+        found, self._any = self._any is not None and bool(self._any), None
+        return found
+
+
+def fuse_backward(optimizer: Optimizer, max_norm: float) -> GradientFaults:
     """From now on the backward pass steps the parameters of `optimizer`, one by one, and frees their gradients.
 
-    `max_norm` clips each gradient by its own norm, 0 not at all.
+    `max_norm` clips each gradient by its own norm, 0 not at all. Returns what tells of gradients that are not finite.
     """
+    faults = GradientFaults()
     optimizer = stepped(optimizer)
     if max_norm > 0:
         logger.warning(
@@ -30,7 +49,8 @@ def fuse_backward(optimizer: Optimizer, max_norm: float) -> None:
         )  # fmt: skip
     for place, group in enumerate(optimizer.param_groups):
         for member in group["params"]:
-            real_parameter(optimizer, member).register_post_accumulate_grad_hook(partial(_step_one, optimizer, place, member, max_norm))
+            real_parameter(optimizer, member).register_post_accumulate_grad_hook(partial(_step_one, optimizer, place, member, max_norm, faults))
+    return faults
 
 
 def steps_each_alone(make: Callable[[list[dict[str, Any]]], Optimizer]) -> bool:
@@ -39,7 +59,9 @@ def steps_each_alone(make: Callable[[list[dict[str, Any]]], Optimizer]) -> bool:
     return all(torch.allclose(first, second, rtol=1e-4, atol=0) for first, second in zip(together, alone, strict=True))
 
 
-def _step_one(optimizer: Optimizer, place: int, member: nn.Parameter, max_norm: float, real: Tensor) -> None:
+def _step_one(optimizer: Optimizer, place: int, member: nn.Parameter, max_norm: float, faults: GradientFaults, real: Tensor) -> None:
+    assert real.grad is not None, "it is called once the gradient is there"
+    faults.mend(real.grad)
     if max_norm > 0:
         torch.nn.utils.clip_grad_norm_([real], max_norm)
     with _only(optimizer, place, member):

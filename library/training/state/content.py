@@ -78,8 +78,11 @@ def read_content(folder: Path) -> Content:
 # Put back
 
 
-def restore_weights(run: Run, weights: Mapping[str, Tensor]) -> None:
-    """Give the network the weights and buffers of a state. Raises `ValueError` naming all that does not fit, before any is changed."""
+def restore_weights(run: Run, weights: Mapping[str, Tensor], *, alphas: bool = True) -> None:
+    """Give the network the weights and buffers of a state, its alphas where those are not to be this run's.
+
+    Raises `ValueError` naming all that does not fit, before any is changed.
+    """
     own = dict(_tensors(run.trained.network))
     missing, extra = [name for name in own if name not in weights], [name for name in weights if name not in own]
     other = [
@@ -93,7 +96,8 @@ def restore_weights(run: Run, weights: Mapping[str, Tensor]) -> None:
         raise ValueError("the state's weights do not fit this network; " + "; ".join(problems))
     with torch.no_grad():
         for name, tensor in own.items():
-            tensor.copy_(weights[name])
+            if alphas or name.rpartition(".")[2] != "alpha":
+                tensor.copy_(weights[name])
 
 
 def restore_optimizer(run: Run, state: dict[str, Any]) -> None:
@@ -134,7 +138,9 @@ def restore_rest(run: Run, content: Content) -> None:
     """Give the run its scaler, average, figures, and the session that its files name."""
     if run.accelerator.scaler is not None and content["scaler"]:
         run.accelerator.scaler.load_state_dict(content["scaler"])
-    if run.average is not None and content["average"] is not None:
+    if run.average is not None and content["average"] is None:
+        run.average.begin()
+    elif run.average is not None:
         run.average.load_state_dict(content["average"])
     run.progress.take_up(content["losses"].tolist(), content["place"]["step"])
     run.metadata |= content["metadata"]

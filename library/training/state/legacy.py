@@ -36,6 +36,8 @@ def resume_legacy(run: Run, folder: Path) -> int:
     weights = _weights_file(folder)
     assert weights is not None, "asked before"
     logger.info("--resume %s: a state of sd-scripts: %s", folder, run.trained.network.load_weights(weights))
+    if run.average is not None:
+        run.average.begin()
     _take_optimizer(run, folder / OPTIMIZER)
     scaler = run.accelerator.scaler
     if scaler is not None and (folder / SCALER).is_file():

@@ -30,6 +30,8 @@ logger = get_logger(__name__)
 SCHEDULE = frozenset({"length", "lr_scheduler", "lr_scheduler_type", "lr_scheduler_args", "lr_warmup_steps", "lr_decay_steps",
                       "lr_scheduler_num_cycles", "lr_scheduler_power", "lr_scheduler_timescale", "lr_scheduler_min_lr_ratio"})  # fmt: skip
 """Fields after whose change the schedule is not the state's, but this run's, at the state's step."""
+ALPHAS = frozenset({"network_alpha", "network_args"})
+"""Fields after whose change the alphas of the network are not the state's, but this run's."""
 
 
 # Before anything is loaded
@@ -113,7 +115,8 @@ def _named(folder: Path, names: StateNames) -> Standing:
     try:
         return Standing(folder=folder, manifest=verified(folder))
     except BrokenState as error:
-        others = {path.resolve(): path for path in (*folder.parent.glob("*-state"), *names.all()) if path.resolve() != folder.resolve()}
+        near = (*folder.glob("*-state"), *folder.parent.glob("*-state"), *names.all())
+        others = {path.resolve(): path for path in near if path.resolve() != folder.resolve()}
         good, _ = _whole_states(others.values())
         advice = f"the newest whole state is {good.folder} (step {good.manifest.step})" if good and good.manifest else "there is no other"
         raise ValueError(f"--resume {folder}: the state is not whole:\n{error}\n{advice}") from error
@@ -125,8 +128,6 @@ def _bring_back(folder: Path) -> None:
     if aside.is_dir() and not folder.exists():
         os.replace(aside, folder)
         logger.warning("%s: stood aside when a run was ended while it replaced it; it is back", folder)
-    elif aside.is_dir():
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _refuse_unseen(chosen: Standing, accelerator: Accelerator) -> None:
@@ -167,10 +168,12 @@ def resume(run: Run, states: States) -> Stands | None:
     if options.moves_start:
         _begin_where_told(run, options, is_resumed=standing is not None)
         stands = None
+    if run.step > run.length.steps:
+        raise ValueError(f"--resume: the state has made {run.step} steps, and this run ends after {run.length.steps}; nothing would be left")
     if run.step or standing is not None:
         run.log.rewind(run.step, None if options.moves_start else length)  # later lines are of steps that are made again
         logger.info("goes on after step %d of %d, in epoch %d", run.step, run.length.steps, run.epoch)
-    if standing is not None and run.step >= run.length.steps:
+    if standing is not None and run.step == run.length.steps:
         logger.warning("the run of this state is finished: %d of %d steps are made", run.step, run.length.steps)
     return stands
 
@@ -191,7 +194,7 @@ def advance(schedule: LRScheduler, steps: int) -> None:
 
 def _restore(run: Run, states: States, content: Content) -> None:
     place = content["place"]
-    restore_weights(run, content["weights"])
+    restore_weights(run, content["weights"], alphas=not states.accepted & ALPHAS)
     if "optimizer_type" in states.accepted:
         logger.warning("the optimizer is another one and begins without the state's memory")
         advance(run.schedule, place["step"])

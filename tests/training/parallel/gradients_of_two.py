@@ -8,6 +8,7 @@ A case is `name=extra options`, split at blanks. The same script measures FSDP2,
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -104,7 +105,7 @@ def compared(context: StepContext, engine: Engine, parameters: list[torch.nn.Par
     for _ in range(STEPS):
         batches = [next(loader) for loader in loaders]
         draws += gather_object([[batches[rank].draws, float(batches[rank].pixels.sum())]])
-        one = StepContext(**{**vars(context), "model": context.own_model})
+        one = replace(context, model=context.own_model)
         with engine.alone(context.model), torch.no_grad():
             if rank == 0:  # as previews do: nobody else computes now, and nobody waits for ever afterwards
                 batch_loss(one, batches[0])
