@@ -30,7 +30,7 @@ import torch
 from benchmarks.results import FOLDER, machine, markdown
 from library.core.disk_space import amount
 from library.training.state.folder import BrokenState, Manifest, StateNames, verified
-from library.training.state.resuming import _newest
+from library.training.state.resuming import newest_state
 from library.training.state.saving import write_state
 
 RESULTS = FOLDER / "faults.json"
@@ -58,7 +58,7 @@ class Tally:
         except BrokenState as error:
             self.noticed += 1
             self.named += self.file in str(error)
-        found = _newest(names)
+        found = newest_state(names)
         self.recovered += found is not None and found.manifest is not None and found.manifest.step == 1
 
 

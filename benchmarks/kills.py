@@ -62,6 +62,15 @@ class Kill:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """A run under `kill_driver`: the instants that it passed, each with its phase, whether it was killed, its seconds from the first on."""
+
+    instants: list[tuple[str, str]]
+    was_killed: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Scene:
     """One run in a folder of its own, which `reset` empties: the same paths every time."""
 
@@ -100,15 +109,15 @@ class Scene:
             text=True, check=False,
         )  # fmt: skip
 
-    def watched(self, number: int = -1, seconds: float | None = None) -> tuple[list[tuple[str, str]], bool]:
-        """Run under `kill_driver`, killed at an instant or after some seconds, where it gets so far.
-
-        Returns the instants that it passed, each with its phase, and whether it was killed.
-        """
+    def watched(self, number: int = -1, seconds: float | None = None) -> Watched:
+        """Run under `kill_driver`, killed at an instant, or some seconds after the program is loaded, where it gets so far."""
         trace, log = self.folder / "trace.txt", self.folder / "watched.log"
         command = [sys.executable, "-m", "benchmarks.kill_driver", self.family, str(trace), str(number), *self.command()]
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=ROOT, env=_environment(), stdout=output, stderr=output)
+            while not trace.exists() and process.poll() is None:
+                time.sleep(0.02)
+            begun = time.monotonic()
             if seconds is not None:
                 time.sleep(seconds)
                 process.send_signal(signal.SIGKILL)
@@ -116,7 +125,8 @@ class Scene:
         if status not in (0, -signal.SIGKILL):
             raise RuntimeError(f"{self.family}: ended with {status}\n{log.read_text(errors='replace')[-3000:]}")
         lines = trace.read_text(encoding="utf-8").splitlines() if trace.exists() else []
-        return [(phase, what) for phase, what in (line.split("\t") for line in lines)], status != 0
+        instants = [(phase, what) for phase, what in (line.split("\t") for line in lines)]
+        return Watched(instants, status != 0, time.monotonic() - begun)
 
     def outcome(self) -> dict[str, str]:
         """SHA-256 of every trained file and picture by name, and of what the log says."""
@@ -127,30 +137,28 @@ class Scene:
         return found | {"log.jsonl": hashlib.sha256(said.encode()).hexdigest()}
 
 
-def reference(scene: Scene) -> tuple[dict[str, str], list[tuple[str, str]], float]:
-    """What a run that nobody kills leaves, its instants, and its seconds. Raises `RuntimeError` where two such runs differ."""
+def reference(scene: Scene) -> tuple[dict[str, str], Watched]:
+    """What a run that nobody kills leaves, and such a run. Raises `RuntimeError` where two of them differ."""
     scene.reset()
     done = scene.script()
     if done.returncode != 0:
         raise RuntimeError(f"{scene.family}: the run ended with {done.returncode}\n{done.stderr[-3000:]}")
     whole = scene.outcome()
     scene.reset()
-    started = time.monotonic()
-    instants, _ = scene.watched()
-    spent = time.monotonic() - started
+    watched = scene.watched()
     if differing(whole, scene.outcome()):
         raise RuntimeError(f"{scene.family}: two runs that nobody killed differ in {differing(whole, scene.outcome())}")
-    return whole, instants, spent
+    return whole, watched
 
 
 def killed(scene: Scene, whole: dict[str, str], *, number: int = -1, seconds: float | None = None) -> Kill:
     """One run killed and resumed, compared with what a whole run leaves. Raises `RuntimeError` where it cannot be resumed."""
-    instants, was_killed = [], False
-    while not was_killed:
+    watched = Watched([], False, 0.0)
+    while not watched.was_killed:
         scene.reset()
-        instants, was_killed = scene.watched(number, seconds)
+        watched = scene.watched(number, seconds)
         number, seconds = number * 9 // 10, None if seconds is None else 0.9 * seconds  # for a run that was over before
-    phase, instant = (instants or [("starting", "before the first instant")])[-1]
+    phase, instant = (watched.instants or [("starting", "before the first instant")])[-1]
     done = scene.script("--resume", "auto")
     if done.returncode != 0:
         raise RuntimeError(
@@ -180,10 +188,10 @@ def chosen_instants(instants: Sequence[tuple[str, str]], count: int, generator: 
 def measure(family: str, folder: Path, *, chosen: int, drawn: int, seed: int) -> list[Kill]:
     """The kills of one family, told on the screen as they come."""
     generator, scene = random.Random(seed), Scene(family, folder / family)
-    whole, instants, spent = reference(scene)
+    whole, watched = reference(scene)
     kills = []
-    places = [{"number": number} for number in chosen_instants(instants, chosen, generator)]
-    for place in [*places, *({"seconds": generator.uniform(0.1, 1.0) * spent} for _ in range(drawn))]:
+    places = [{"number": number} for number in chosen_instants(watched.instants, chosen, generator)]
+    for place in [*places, *({"seconds": generator.random() * watched.seconds} for _ in range(drawn))]:
         kills.append(killed(scene, whole, **place))  # pyright: ignore[reportArgumentType]
         print(kills[-1], file=sys.stderr, flush=True)
     return kills

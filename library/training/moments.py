@@ -120,10 +120,10 @@ def remove(run: Run, outdated: Path | None) -> None:
     for path in (outdated, averaged_file(outdated)) if outdated is not None and run.accelerator.is_main_process else ():
         if path.exists():
             logger.info("removing %s", path.name)
-            if run.uploads is None:
-                path.unlink()
-            else:
-                run.uploads.release(path, path.unlink)
+            try:
+                path.unlink() if run.uploads is None else run.uploads.release(path, path.unlink)
+            except OSError as error:
+                logger.warning("%s could not be removed (%s); the run goes on", path, error.strerror or error)
 
 
 @contextmanager

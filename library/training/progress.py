@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from tqdm import tqdm
@@ -10,6 +10,20 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.core.log import ROOT_LOGGER
 from library.training.tracking.options import LogOptions as LogOptions
+
+
+class _Bar(tqdm):
+    """A bar that ends no run: where the screen cannot be written to (it may be a file on a full disk), it is not."""
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+        """Show the bar."""
+        with suppress(OSError):
+            return super().display(msg, pos)
+
+    def close(self) -> None:
+        """Show the bar for the last time."""
+        with suppress(OSError):
+            super().close()
 
 
 class Progress:
@@ -24,7 +38,7 @@ class Progress:
     @contextmanager
     def bar(self) -> Iterator[None]:
         """Show the bar; log lines go above it."""
-        bar = tqdm(total=self._total, desc="steps", disable=not self._shown, smoothing=0.05)
+        bar = _Bar(total=self._total, desc="steps", disable=not self._shown, smoothing=0.05)
         with logging_redirect_tqdm([ROOT_LOGGER]), bar as self._bar:
             yield
 

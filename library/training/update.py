@@ -124,18 +124,18 @@ def _clipped(run: Run) -> float | None:
 
 def _refuse(run: Run, fault: str, batches: Sequence[Batch], updated: str) -> None:
     """Say what was not finite, with which images and captions of all ranks; raise where that ends the run."""
-    seen = [
-        f"  {image}: {caption[:CAPTION_SHOWN]!r}" for batch in batches for image, caption in zip(batch.images, batch.captions, strict=True)
-    ]
-    lines = "\n".join(dict.fromkeys(gather_object(seen)))
+    own = [seen for batch in batches for seen in zip(batch.images, batch.captions, strict=True)]
+    every = list(dict.fromkeys(gather_object(own)))
+    lines = "\n".join(f"  {image}: {caption[:CAPTION_SHOWN]!r}" for image, caption in every)
     run.skipped += 1
     sentence = f"{fault} at step {run.step + 1}; {updated}. The images of the step and their captions:\n{lines}"
     if run.options[FaultOptions].nan_policy == "stop":
         raise NonFinite(f"{sentence}\n--nan_policy skip leaves such steps out; a lower --learning_rate may keep them from happening")
     if run.skipped > MOST_SKIPPED:
         raise NonFinite(f"{sentence}\nthe {MOST_SKIPPED} steps before it were left out for the same reason")
-    run.log.event("left_out", run.step + 1, run.epoch, reason=fault, images=[image for batch in batches for image in batch.images])
-    logger.warning("%s", sentence)
+    run.log.event("left_out", run.step + 1, run.epoch, reason=fault, images=[image for image, _ in every])
+    if run.accelerator.is_main_process:
+        logger.warning("%s", sentence)
 
 
 def _bound_norms(run: Run) -> dict[str, float]:

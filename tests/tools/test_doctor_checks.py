@@ -282,6 +282,12 @@ def test_a_damaged_model_file_is_found(small_sdxl_file: Path, dataset: Path, tmp
     assert [finding.level for finding in found] == ["fail"] and "damaged.safetensors" in found[0].text
 
 
+def test_a_missing_model_file_is_found(dataset: Path, tmp_path: Path) -> None:
+    given = ("--pretrained_model_name_or_path", str(tmp_path / "none.safetensors"), "--dataset_config", str(dataset))
+    found = list(options.training_options(patient(*given, family="sdxl")))
+    assert [finding.level for finding in found] == ["fail"] and "none.safetensors" in found[0].text
+
+
 def test_an_option_in_vain_is_warned_about(small_sdxl_file: Path, dataset: Path) -> None:
     given = ("--pretrained_model_name_or_path", str(small_sdxl_file), "--dataset_config", str(dataset), "--vae_batch_size", "4")
     [finding] = options.training_options(patient(*given, family="sdxl"))

@@ -1,7 +1,10 @@
 """The report of a run: everything that is there is on the page, and what is not or is damaged is said."""
 
+import html
 import json
+import os
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +16,7 @@ from small_run import BANDS, figures, write_preview, write_run
 
 from library.core.options import OptionError
 from tools.report import main
+from tools.run_report.facts import state_of
 from tools.run_report.reading import find_run, read_log, read_run
 
 
@@ -100,6 +104,31 @@ def test_files_of_other_runs_in_the_folder_are_not_shown(output: Path) -> None:
     write_preview(output / "sample" / "net2_e000001_00_20260102030405_7.png")
     run = read_run(output, "net")
     assert {path.name for path in run.saved} == {"net.safetensors", "net-000001.safetensors"} and len(run.previews) == 4
+
+
+def test_files_of_an_earlier_run_of_the_same_name_are_not_shown(output: Path) -> None:
+    log = output / "net-run" / "log.jsonl"
+    log.write_text(log.read_text().replace('"seconds": 0.0}', '"seconds": 0.0, "time": 1800000000.0}', 1))
+    older, newer = [output / "net-000001.safetensors"], [output / "net.safetensors"]
+    for path in (output / "sample").iterdir():
+        (older if "e000001" in path.name else newer).append(path)
+    for path in (*older, *newer):
+        os.utime(path, (1800000100.0 - 1000 * (path in older),) * 2)
+    run = read_run(output, "net")
+    assert {*run.saved, *(preview.path for preview in run.previews)} == set(newer)
+
+
+def test_a_run_that_was_made_longer_is_not_finished_before_its_new_end(output: Path) -> None:
+    own = output / "net-run"
+    (own / "lock-resumed.toml").write_text((own / "lock.toml").read_text().replace("steps = 6", "steps = 60"))
+    run = read_run(output, "net")
+    assert run.steps == 60 and state_of(run) == "in progress"
+
+
+def test_the_command_can_be_copied(output: Path) -> None:
+    lock = output / "net-run" / "lock.toml"
+    lock.write_text(lock.read_text().replace('"--x"', '"--x", "it\'s $5"'))
+    assert shlex.quote("it's $5") in html.unescape(report(output))
 
 
 def test_damaged_lines_are_named_and_the_others_drawn(output: Path) -> None:

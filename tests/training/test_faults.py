@@ -3,6 +3,7 @@
 import math
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from small_family import SmallFamily
 
 from library.core.tensor_file import load_tensors
 from library.training import update
-from library.training.interruption import Interruption
+from library.training.interruption import EXIT_INTERRUPTED, Interruption
+from library.training.progress import Progress
 from library.training.step import BatchLoss
 from library.training.update import MOST_SKIPPED, NonFinite
 
@@ -91,6 +93,20 @@ def test_a_skipped_step_leaves_the_weights_and_the_rest_of_the_run_finite(
     assert all(torch.isfinite(tensor).all() for tensor in load_tensors(result.file).values())
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+def test_a_screen_that_cannot_be_written_to_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Path("/dev/full").open("w", buffering=1) as full, monkeypatch.context() as patch:
+        patch.setattr("sys.stderr", full)
+        progress = Progress(2, 2, True)
+        with progress.bar():
+            progress.update(1.0, {})
+            progress.update(2.0, {})
+        patch.undo()
+        with suppress(OSError):
+            full.close()
+    assert progress.losses == [1.0, 2.0]
+
+
 def test_skipping_gives_up_after_many_steps_in_a_row(
     sdxl: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +125,31 @@ def test_a_skipped_step_is_as_if_its_batch_had_not_been(
     skipped = sdxl.run(images, tmp_path / "skipped", "--max_train_steps", "2", "--nan_policy", "skip")
     one, other = load_tensors(plain.file), load_tensors(skipped.file)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_signal_that_comes_while_ranks_agree_is_not_lost(
+    sdxl: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = update.agreed
+
+    def late(*given: Any) -> update.Agreed:
+        known = whole(*given)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return known
+
+    monkeypatch.setattr(update, "agreed", late)
+    with pytest.raises(SystemExit) as ended:
+        sdxl.run(images, tmp_path, "--max_train_steps", "4")
+    assert ended.value.code == EXIT_INTERRUPTED
+
+
+def test_a_rank_of_several_does_not_end_before_all_know() -> None:
+    interruption = Interruption(2)
+    interruption.asked = True
+    assert not interruption.ends_run
+    interruption.agree(True)
+    interruption.agree(False)
+    assert interruption.ends_run
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -110,7 +110,7 @@ def test_epochs_and_steps_are_saved_and_rotated(family: SmallFamily, images: Pat
         "--save_every_n_steps", "4", "--save_precision", "fp16",
     )  # fmt: skip
     assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "net-000002.safetensors", "net-step00000004.safetensors", "net-step00000008.safetensors", "net.safetensors",
+        "net-000002.safetensors", "net-run", "net-step00000004.safetensors", "net-step00000008.safetensors", "net.safetensors",
     ]  # fmt: skip
     tensors = read_header(tmp_path / "net.safetensors").tensors
     assert {info.dtype for name, info in tensors.items() if not name.endswith("alpha")} == {"F16"}

@@ -76,4 +76,4 @@ def _refusals(arch: Architecture, options: OptionSet, device: torch.device) -> I
     yield lambda: refuse_compilation(arch, options, device)
     yield lambda: refuse_misfits(options, 1)
     yield lambda: read_datasets(options[DataOptions], arch.default_resolution)
-    yield lambda: arch.outlined(model_options)  # reads what the files say of themselves
+    yield lambda: (arch.text_identity(model_options), arch.outlined(model_options))  # are the files there; what do they say of themselves

@@ -1,6 +1,7 @@
 """What is told of a run in words and tables: its state, configuration, environment, inputs, events and files."""
 
 import math
+import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,7 +39,7 @@ def tiles_html(run: RunFiles) -> str:
 
 def state_of(run: RunFiles) -> str:
     """Where the run is: finished, in progress, or ended early."""
-    total = None if run.lock is None else run.lock.run.get("steps")
+    total = run.steps
     if total is not None and run.log.last_step >= total:
         return "finished"
     written = (run.own_folder / LOG).stat().st_mtime if (run.own_folder / LOG).exists() else 0.0
@@ -51,7 +52,7 @@ def configuration_html(lock: Lock | None) -> str:
     """The options that the run was given, and all others folded."""
     if lock is None:
         return '<p class="none">Not known: the run has no readable lock file.</p>'
-    command = " ".join(map(_quoted, lock.run.get("command", ()))).replace(" --", " \\\n  --")
+    command = shlex.join(map(str, lock.run.get("command", ()))).replace(" --", " \\\n  --")
     return f"<pre>{escape(command)}</pre>{_pairs(lock.options, 'option')}" + _folded(
         f"{len(lock.defaults)} options at their defaults", _pairs(lock.defaults, "option")
     )
@@ -109,9 +110,9 @@ def duration(seconds: float) -> str:
 
 
 def _tiles(run: RunFiles) -> Iterator[Tile]:
-    log, total = run.log, None if run.lock is None else run.lock.run.get("steps")
+    log, total = run.log, run.steps
     yield Tile("state", state_of(run), f"log of {duration(log.seconds)}" if log.seconds else "")
-    yield Tile("steps", f"{log.last_step:,}", f"of {total:,}" if isinstance(total, int) else "")
+    yield Tile("steps", f"{log.last_step:,}", f"of {total:,}" if total is not None else "")
     loss = _last(log, "loss/average")
     if loss is not None:
         first = next((point.value for point in log.figures["loss/average"] if math.isfinite(point.value)), loss)
@@ -154,10 +155,6 @@ def _size(size: int | None, images: int | None) -> str:
     if images is not None:
         return f"{images} images"
     return "" if size is None else f"{size:,} bytes"
-
-
-def _quoted(word: str) -> str:
-    return f"'{word}'" if " " in word else word
 
 
 def _folded(title: str, content: str | Iterable[str]) -> str:

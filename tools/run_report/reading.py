@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from library.training.reproduction.lock import LOCK, Lock
+from library.training.reproduction.lock import LOCK, RESUMED, Lock
 
 LOG = "log.jsonl"
 SUFFIX = "-run"
 FACTS = ("step", "epoch", "seconds", "event")  # of every line; all else are figures
+CLOCKS_DIFFER = 5.0  # seconds that the clock of a disk may be behind
 MOST_DAMAGED = 5  # lines that are named
 PREVIEW = re.compile(
     r"_(?P<moment>e?\d{6})_(?P<number>\d+)(?:_x(?P<strength>-?\d+(?:\.\d+)?))?_(?P<date>\d{14})_(?P<seed>\d+)(?:_\d+)?\.png"
@@ -68,6 +69,7 @@ class RunFiles:
     folder: Path  # that of the trained files
     log: Log
     lock: Lock | None
+    steps: int | None  # to be made in all; of the last session, which may have made the run longer
     saved: list[Path]
     previews: list[Preview]
     problems: list[str]
@@ -112,9 +114,11 @@ def read_run(folder: Path, name: str) -> RunFiles:
         lock = Lock.read(own / LOCK, "lock file")
     except ValueError as error:
         problems.append(str(error))
-    saved = sorted((path for path in folder.glob("*.safetensors") if _is_of(path, name)), key=lambda path: path.stat().st_mtime)
+    own_files = (path for path in folder.glob("*.safetensors") if _is_of(path, name) and not _is_older(path, log))
+    saved = sorted(own_files, key=lambda path: path.stat().st_mtime)
+    previews = [preview for preview in _previews(folder / "sample", name, log) if not _is_older(preview.path, log)]
     return RunFiles(
-        name=name, folder=folder, log=log, lock=lock, saved=saved, previews=list(_previews(folder / "sample", name, log)), problems=problems
+        name=name, folder=folder, log=log, lock=lock, steps=_steps(own, lock), saved=saved, previews=previews, problems=problems
     )
 
 
@@ -166,6 +170,22 @@ def _take(log: Log, entry: dict[str, Any]) -> None:
             except (TypeError, ValueError):
                 continue  # a text is no figure
             log.figures.setdefault(key, []).append(Point(step, number if math.isfinite(number) else math.nan))
+
+
+def _steps(folder: Path, lock: Lock | None) -> int | None:
+    """How many steps the run shall have."""
+    try:
+        last = Lock.read(folder / RESUMED, "lock file") if (folder / RESUMED).exists() else lock
+    except ValueError:  # damaged: that of the beginning tells all but a longer run
+        last = lock
+    steps = None if last is None else last.run.get("steps")
+    return steps if isinstance(steps, int) else None
+
+
+def _is_older(path: Path, log: Log) -> bool:
+    """Is a file from before the log began? Then an earlier run of the same name left it."""
+    begun = next((event.facts.get("time") for event in log.events if event.what == "begun"), None)
+    return isinstance(begun, int | float) and path.stat().st_mtime < begun - CLOCKS_DIFFER
 
 
 def _is_of(path: Path, name: str) -> bool:

@@ -18,7 +18,7 @@ PROBE_STEPS = 10
 
 
 class GradientFaults:
-    """Takes gradients that are not finite for zero, and knows whether there were any. The device is asked once a step, not once a weight."""
+    """Takes gradients that are not finite for zero, and knows whether there were any. The device is asked once a step."""
 
     def __init__(self) -> None:
         self._any: Tensor | None = None
@@ -49,7 +49,9 @@ def fuse_backward(optimizer: Optimizer, max_norm: float) -> GradientFaults:
         )  # fmt: skip
     for place, group in enumerate(optimizer.param_groups):
         for member in group["params"]:
-            real_parameter(optimizer, member).register_post_accumulate_grad_hook(partial(_step_one, optimizer, place, member, max_norm, faults))
+            real_parameter(optimizer, member).register_post_accumulate_grad_hook(
+                partial(_step_one, optimizer, place, member, max_norm, faults)
+            )
     return faults
 
 

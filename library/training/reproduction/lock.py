@@ -109,15 +109,19 @@ def of_the_moment(command: Sequence[str]) -> dict[str, Any]:
 def write_lock(lock: Lock, folder: Path, *, resumes: bool) -> Path:
     """Write the lock file into a run's folder, atomically; returns it.
 
-    That of an earlier run of this name is kept as `lock-1.toml`, `lock-2.toml`, ...; a session that `resumes` leaves the run's own file
-    and writes `lock-resumed.toml`. Raises `ValueError` where it cannot be written.
+    That of an earlier run of this name is kept as `lock-1.toml`, `lock-2.toml`, ..., and that of its last session beside it as
+    `lock-1-resumed.toml`; a session that `resumes` leaves the run's own file and writes `lock-resumed.toml`.
+    Raises `ValueError` where it cannot be written.
     """
     path = folder / LOCK
     try:
         if path.exists() and resumes:
             path = folder / RESUMED
         elif path.exists():
-            path.rename(next(free for number in count(1) if not (free := folder / f"lock-{number}.toml").exists()))
+            aside = next(free for number in count(1) if not (free := folder / f"lock-{number}.toml").exists())
+            path.rename(aside)
+            if (folder / RESUMED).exists():
+                (folder / RESUMED).rename(aside.with_stem(f"{aside.stem}-resumed"))
         write_text(path, lock.text().encode("utf-8", "backslashreplace").decode())
     except OSError as error:
         raise ValueError(f"{path}: the lock file cannot be written ({error.strerror or error})") from error

@@ -1,7 +1,6 @@
 """Going on: the state that `--resume` means is found and verified before anything is loaded, and put back once the run is set up."""
 
 import os
-import shutil
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -64,11 +63,11 @@ def _chosen(asked: str | None, names: StateNames) -> Standing | None:
     if asked is None:
         return None
     if asked == AUTO and not Path(AUTO).is_dir():
-        return _newest(names)
+        return newest_state(names)
     return _named(Path(asked), names)
 
 
-def _newest(names: StateNames) -> Standing | None:
+def newest_state(names: StateNames) -> Standing | None:
     """The newest whole state of a run. Raises `ValueError` where there are states and none is whole."""
     found, broken = _whole_states(names.all())
     for problem in broken:
@@ -169,7 +168,9 @@ def resume(run: Run, states: States) -> Stands | None:
         _begin_where_told(run, options, is_resumed=standing is not None)
         stands = None
     if run.step > run.length.steps:
-        raise ValueError(f"--resume: the state has made {run.step} steps, and this run ends after {run.length.steps}; nothing would be left")
+        raise ValueError(
+            f"--resume: the state has made {run.step} steps, and this run ends after {run.length.steps}; nothing would be left"
+        )
     if run.step or standing is not None:
         run.log.rewind(run.step, None if options.moves_start else length)  # later lines are of steps that are made again
         logger.info("goes on after step %d of %d, in epoch %d", run.step, run.length.steps, run.epoch)

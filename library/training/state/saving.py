@@ -93,9 +93,9 @@ def remove_old_states(states: States, run: Run, new: Manifest) -> None:
     for path in states.outdated(new, known, run.length):
         logger.info("removing %s", path.name)
         if run.uploads is None:
-            remove_state(path)
+            _remove(path)
         else:
-            run.uploads.release(path, partial(remove_state, path))
+            run.uploads.release(path, partial(_remove, path))
 
 
 def tell_space(run: Run, states: States) -> None:
@@ -121,6 +121,14 @@ def prove_savable(run: Run) -> None:
         packed_parts({"schedule": run.schedule.state_dict(), "optimizer": run.optimizer.state_dict()})
     except ValueError as error:
         raise ValueError(f"the state of this run could not be saved: {error}; leave --save_state out, or choose another one") from error
+
+
+def _remove(path: Path) -> None:
+    """Remove a state; one that cannot be removed is in nobody's way."""
+    try:
+        remove_state(path)
+    except OSError as error:
+        logger.warning("%s: could not be removed (%s)", path, error.strerror or error)
 
 
 def _stands(place: Path, manifest: Manifest) -> bool:

@@ -1,5 +1,6 @@
 """Whole runs of two processes: the trained weights are those of one process that accumulates as many batches."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import ROOT, two
+from launching import HERE, ROOT, two
 from PIL import Image
 
 from library.core.tensor_file import load_tensors
@@ -53,3 +54,19 @@ def test_two_processes_train_what_one_does_over_buckets_and_uneven_ends(
     assert together.returncode == 0 and alone.returncode == 0, together.stderr + alone.stderr
     first, second = load_tensors(tmp_path / "two" / "last.safetensors"), load_tensors(tmp_path / "one" / "last.safetensors")
     torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_both_with_the_images_of_both(
+    small_model_options: Callable[[str], tuple[str, ...]], dataset: Path, tmp_path: Path
+) -> None:
+    run = [
+        str(HERE / "fault_on_one.py"), "sdxl", "1", "1", *small_model_options("sdxl"), "--dataset_config", str(dataset), "--seed", "1",
+        "--network_module", "networks.lora", "--max_train_steps", "4", "--nan_policy", "skip", "--max_data_loader_n_workers", "0",
+    ]  # fmt: skip
+    done = two(*run, "--output_dir", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    events = map(json.loads, (tmp_path / "last-run" / "log.jsonl").read_text().splitlines())
+    [left_out] = [event for event in events if event.get("event") == "left_out"]
+    assert left_out["step"] == 2 and len(left_out["images"]) == 2
+    assert all(tensor.isfinite().all() for tensor in load_tensors(tmp_path / "last.safetensors").values())

@@ -170,6 +170,8 @@ def test_an_earlier_lock_is_kept_and_a_resumed_run_leaves_its_own(lock: Lock, tm
     write_lock(replace(lock, run={**lock.run, "seed": 9}), tmp_path, resumes=True)
     seeds = {path.name: tomllib.loads(path.read_text())["run"]["seed"] for path in tmp_path.glob("*.toml")}
     assert seeds == {"lock.toml": 8, "lock-1.toml": 7, "lock-resumed.toml": 9}
+    write_lock(other, tmp_path, resumes=False)
+    assert {path.name for path in tmp_path.glob("*.toml")} == {"lock.toml", "lock-1.toml", "lock-2.toml", "lock-2-resumed.toml"}
 
 
 def test_keep_lock_writes_it_into_the_run_folder(family: SmallFamily, images: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from small_family import SmallFamily
 from stopped_run import begun, same
 
-from library.training.state.folder import read_manifest
+from library.training.state.folder import read_manifest, verified
+from networks.base import Adapter
 
 LENGTH = ("--max_train_steps", "7", "--lr_scheduler", "cosine", "--lr_warmup_steps", "2")
 EVERY = ("--save_state_every_n_steps", "1")
@@ -142,6 +143,46 @@ def test_a_longer_run_goes_on_with_its_own_schedule(sdxl: SmallFamily, images: P
     longer = begun(sdxl, images, tmp_path, *argv, "--resume", "auto", "--allow_resume_mismatch", "length")
     fresh = begun(sdxl, images, tmp_path / "fresh", *argv).go_on(until=3)
     assert longer.run.schedule.get_last_lr() == fresh.run.schedule.get_last_lr()
+
+
+def test_a_run_that_ends_before_its_state_is_refused(sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:
+    begun(sdxl, images, tmp_path, *LENGTH, *EVERY).go_on(until=3)
+    with pytest.raises(ValueError, match="the state has made 3 steps, and this run ends after 2"):
+        begun(sdxl, images, tmp_path, *LENGTH, "--max_train_steps", "2", "--resume", "auto", "--allow_resume_mismatch", "length")
+
+
+def test_another_alpha_that_is_allowed_is_trained_and_saved(sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:
+    begun(sdxl, images, tmp_path, *LENGTH, *EVERY, "--network_alpha", "1").go_on(until=1)
+    argv = (*LENGTH, "--network_alpha", "2", "--resume", "auto", "--allow_resume_mismatch", "network_alpha")
+    network = begun(sdxl, images, tmp_path, *argv).run.trained.network
+    assert {(float(module.alpha), module.scale) for module in network.modules() if isinstance(module, Adapter)} == {(2.0, 1.0)}
+
+
+def test_an_average_that_the_state_lacks_begins_with_its_weights(sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:
+    begun(sdxl, images, tmp_path, *LENGTH, *EVERY).go_on(until=3)
+    argv = (*LENGTH, "--resume", "auto", "--ema_decay", "0.9", "--allow_resume_mismatch", "ema_decay")
+    taken_up = begun(sdxl, images, tmp_path, *argv)
+    own = taken_up.weights()
+    assert taken_up.run.average is not None
+    with taken_up.run.average.shown():
+        assert same(own, taken_up.weights())
+
+
+def test_an_output_folder_that_is_named_tells_its_newest_state(sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:
+    begun(sdxl, images, tmp_path, *LENGTH, *EVERY).go_on(until=2)
+    with pytest.raises(ValueError, match=r"the newest whole state is \S+net-step00000002-state \(step 2\)"):
+        begun(sdxl, images, tmp_path / "new", *LENGTH, "--resume", str(tmp_path))
+
+
+def test_a_state_that_stands_aside_is_kept_where_the_one_in_its_place_is_damaged(sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:
+    begun(sdxl, images, tmp_path, *LENGTH, *EVERY).go_on(until=2)
+    place, aside = tmp_path / "kept", tmp_path / ".kept.old"
+    for number, folder in ((1, place), (2, aside)):
+        (tmp_path / f"net-step{number:08d}-state").rename(folder)
+    (place / "content.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"content\.json: truncated"):
+        begun(sdxl, images, tmp_path / "new", *LENGTH, "--resume", str(place))
+    assert verified(aside).step == 2
 
 
 def test_weights_that_do_not_fit_are_refused_by_name(sdxl: SmallFamily, images: Path, tmp_path: Path) -> None:

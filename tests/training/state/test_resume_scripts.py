@@ -51,3 +51,14 @@ def test_a_state_of_two_processes_holds_both_and_is_refused_for_one(images: Path
     assert read_manifest(tmp_path / "net-state").identity["processes"] == 2 and len(read_content(tmp_path / "net-state")["ranks"]) == 2
     one = train("sdxl", images, tmp_path, "--resume", "auto")
     assert one.returncode == 2 and "processes: the state has 2, this run has 1" in one.stderr
+
+
+@pytest.mark.slow
+def test_one_process_makes_all_steps_that_are_left_of_a_run_of_two(images: Path, tmp_path: Path) -> None:
+    two = train("sdxl", images, tmp_path, "--save_state_every_n_steps", "2", processes=TWO)
+    assert two.returncode == 0, two.stderr
+    (tmp_path / "net.safetensors").unlink()
+    state = ("--resume", str(tmp_path / "net-step00000002-state"), "--allow_resume_mismatch", "processes")
+    one = train("sdxl", images, tmp_path, *state)
+    assert one.returncode == 0, one.stderr
+    assert '"step": 4' in (tmp_path / "net-run" / "log.jsonl").read_text() and (tmp_path / "net.safetensors").is_file()

@@ -64,6 +64,19 @@ def test_a_write_that_fails_is_said_and_the_run_goes_on(
     assert verified(tmp_path / "net-step00000002-state").step == 2
 
 
+def test_an_old_state_that_cannot_be_removed_costs_no_new_one(
+    stopped: StoppedRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def busy(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("library.training.state.saving.remove_state", busy)
+    stopped.go_on(until=3)
+    assert verified(tmp_path / "net-step00000003-state").step == 3
+    assert "net-step00000001-state: could not be removed (Permission denied)" in caplog.text
+    assert "could not be saved" not in caplog.text
+
+
 def test_a_disk_without_room_for_a_state_is_told_before_the_first_step(
     stopped: StoppedRun, fill_disk: Callable[[], None], caplog: pytest.LogCaptureFixture
 ) -> None:
