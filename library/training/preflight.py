@@ -98,8 +98,9 @@ def preflight(arch: Architecture, options: OptionSet, accelerator: Accelerator, 
     inputs = inputs_of(arch, options, data) if accelerator.is_main_process else {}
     states = States.of(arch, options, data, seed, saver, accelerator, standing, inputs)
     previews = Previews.of(options[PreviewOptions], arch, saver.folder, saver.options.output_name, seed, options[arch.ModelOptions])
+    uploads = uploader_of_run(hub, accelerator)
     keep_lock(arch, options, data, inputs, accelerator, saver.run_folder, resumes=standing is not None)
     return Preflight(
         arch=arch, options=options, accelerator=accelerator, engine=engine, team=team, data=data, seed=seed, length=length, saver=saver,
-        states=states, previews=previews, uploads=uploader_of_run(hub, accelerator),
+        states=states, previews=previews, uploads=uploads,
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator
-from contextlib import closing, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from accelerate.utils import parse_flag_from_env
 
 from library.core.command_line import OptionSet, parse_command_line
 from library.core.log import get_logger
+from library.core.secrets import hidden
 from library.data.batch import Batch
 from library.data.options import DataOptions
 from library.diffusion.loss import LossOptions
@@ -110,19 +111,32 @@ def train(arch: Architecture, options: OptionSet) -> RunResult:
     accelerator = make_accelerator(options)
     options[LogOptions].set_up(is_main=accelerator.is_main_process)
     team = Team.of(accelerator)
-    with team.together():
+    with team.together(), ExitStack() as at_the_end:
+        at_the_end.callback(finish_trackers, accelerator)
         ready = preflight(arch, options, accelerator, team)
-        with ready.uploads or nullcontext():
-            run = set_up(ready)
-            with run.progress.bar(), run.interruption.heard(), chance_named(), closing(run.log):
-                begin(run)
-                for epoch, batches in epochs_of(run.data, run.length.epochs, accelerator, run.epoch, run.taken):
-                    run.epoch = epoch
-                    train_epoch(run, batches)
-                    after_epoch(run)
-                    run.taken = 0
-        finish_trackers(accelerator)
+        at_the_end.enter_context(ready.uploads or nullcontext())
+        run = set_up(ready)
+        with run.progress.bar(), run.interruption.heard(), chance_named(), end_logged(run):
+            begin(run)
+            for epoch, batches in epochs_of(run.data, run.length.epochs, accelerator, run.epoch, run.taken):
+                run.epoch = epoch
+                train_epoch(run, batches)
+                after_epoch(run)
+                run.taken = 0
     return RunResult(losses=run.progress.losses, file=run.saver.final_file())
+
+
+@contextmanager
+def end_logged(run: Run) -> Iterator[None]:
+    """Say in the log how a run ends that does not reach its last step, and close it."""
+    try:
+        yield
+    except BaseException as error:
+        is_asked = isinstance(error, SystemExit | KeyboardInterrupt)
+        run.log.event("stopped", run.step, run.epoch, reason="interrupted" if is_asked else hidden(str(error)) or type(error).__name__)
+        raise
+    finally:
+        run.log.close()
 
 
 def begin(run: Run) -> None:

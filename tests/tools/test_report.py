@@ -113,7 +113,8 @@ def test_files_of_an_earlier_run_of_the_same_name_are_not_shown(output: Path) ->
     for path in (output / "sample").iterdir():
         (older if "e000001" in path.name else newer).append(path)
     for path in (*older, *newer):
-        os.utime(path, (1800000100.0 - 1000 * (path in older),) * 2)
+        written = 1800000100.0 - 1000 * (path in older)
+        os.utime(path, (written, written))
     run = read_run(output, "net")
     assert {*run.saved, *(preview.path for preview in run.previews)} == set(newer)
 

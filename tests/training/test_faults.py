@@ -1,5 +1,6 @@
 """Losses and gradients that are not finite, and being asked to end."""
 
+import json
 import math
 import os
 import signal
@@ -172,3 +173,11 @@ def test_handlers_are_put_back() -> None:
     with Interruption().heard():
         assert signal.getsignal(signal.SIGINT) is not before[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_the_log_says_why_a_run_stopped(sdxl: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_losses(monkeypatch, {1})
+    with pytest.raises(NonFinite):
+        sdxl.run(images, tmp_path, "--max_train_steps", "3")
+    last = json.loads((tmp_path / "net-run" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["event"] == "stopped" and last["step"] == 1 and last["reason"].startswith("the loss became nan at step 2")

@@ -7,7 +7,7 @@ from tools.run_report.charts import Chart, Line, chart_html
 from tools.run_report.reading import Log, Point
 
 COLOURS = 6
-MARKED = {"left_out": "step left out", "resumed": "resumed", "warning": "warning", "log_lines_lost": "log lines lost"}
+MARKED = {"left_out": "step left out", "stopped": "stopped", "resumed": "resumed", "warning": "warning", "log_lines_lost": "log lines lost"}
 """Events that the charts of the loss mark, and their names."""
 
 

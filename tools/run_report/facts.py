@@ -38,10 +38,12 @@ def tiles_html(run: RunFiles) -> str:
 
 
 def state_of(run: RunFiles) -> str:
-    """Where the run is: finished, in progress, or ended early."""
+    """Where the run is: finished, stopped, in progress, or ended early."""
     total = run.steps
     if total is not None and run.log.last_step >= total:
         return "finished"
+    if run.log.has_stopped:
+        return "stopped"
     written = (run.own_folder / LOG).stat().st_mtime if (run.own_folder / LOG).exists() else 0.0
     if not run.log.figures:
         return "not begun"

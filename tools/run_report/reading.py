@@ -60,6 +60,11 @@ class Log:
     ends_of_epochs: dict[int, int] = field(default_factory=dict)  # the last step of each, as far as there are lines
     problems: list[str] = field(default_factory=list)
 
+    @property
+    def has_stopped(self) -> bool:
+        """Did the run say that it ended before its last step, and has not gone on since?"""
+        return bool(self.events) and self.events[-1].what == "stopped"
+
 
 @dataclass(kw_only=True)
 class RunFiles:
