@@ -15,10 +15,10 @@ from library.training.tracking.options import LogOptions as LogOptions
 class _Bar(tqdm):
     """A bar that ends no run: where the screen cannot be written to (it may be a file on a full disk), it is not."""
 
-    def display(self, msg: str | None = None, pos: int | None = None) -> bool | None:
+    def display(self, msg: str | None = None, pos: int | None = None) -> None:
         """Show the bar."""
         with suppress(OSError):
-            return super().display(msg, pos)
+            super().display(msg, pos)
 
     def close(self) -> None:
         """Show the bar for the last time."""

@@ -3,16 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from PIL import Image
-
-from library.core.tensor_file import load_tensors
-from library.models.architecture import architecture_names
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -87,33 +82,6 @@ def test_animas_commands_train_and_draw(small_anima_files: Any, dataset: Path, t
     )  # fmt: skip
     assert drawn.returncode == 0, drawn.stderr
     assert len(list((tmp_path / "out").glob("*.png"))) == 1
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", architecture_names())
-@pytest.mark.skipif(sys.platform == "win32", reason="gloo's launcher is not reliable there")
-def test_two_processes_train_what_one_does_with_accumulation(
-    family: str, small_model_options: Callable[[str], tuple[str, ...]], dataset: Path, tmp_path: Path
-) -> None:
-    run = [
-        f"{family}_train_network.py", *small_model_options(family), "--dataset_config", str(dataset), "--seed", "1",
-        "--network_module", "networks.loha", "--learning_rate", "1e-3", "--max_train_epochs", "3", "--cache_latents",
-    ]  # fmt: skip
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    two = python(*launch, *run, "--dataset_repeats", "4", "--output_dir", str(tmp_path / "two"), ACCELERATE_USE_CPU="true")
-    one = python(
-        *run,
-        "--dataset_repeats",
-        "4",
-        "--output_dir",
-        str(tmp_path / "one"),
-        "--gradient_accumulation_steps",
-        "2",
-        ACCELERATE_USE_CPU="true",
-    )
-    assert two.returncode == 0 and one.returncode == 0, two.stderr + one.stderr
-    first, second = load_tensors(tmp_path / "two" / "last.safetensors"), load_tensors(tmp_path / "one" / "last.safetensors")
-    torch.testing.assert_close(first, second, rtol=0, atol=1e-6)
 
 
 @pytest.mark.slow

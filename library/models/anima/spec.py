@@ -145,8 +145,8 @@ class Anima(AnimaNaming, Architecture):
         The DiT does not count, though its adapter reads the text: nothing that is cached passes through it.
         """
         files = cast(ModelOptions, options)
+        weights = [sampled_file_hash(file) for file in model_files(files.text_encoder)]  # first, for it names a file that is missing
         tokenizers = (tokenizer.backend.to_str() for tokenizer in _tokenizers(files))
-        weights = map(sampled_file_hash, model_files(files.text_encoder))
         return digest([*weights, *tokenizers, files.qwen3_max_token_length, files.t5_max_token_length])
 
     def npz_latents(self) -> NpzLatents:
