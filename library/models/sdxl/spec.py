@@ -124,9 +124,7 @@ class SDXL(SDXLNaming, Architecture):
     def text_identity(self, options: Any) -> str:
         """A digest of the text encoders, the vocabularies, the caption length, and whether captions weigh their words."""
         files = cast(ModelOptions, options)
-        weights = [
-            found for part in (TEXT_1, TEXT_2) for found in _part_hashes(files.checkpoint, part)
-        ]  # a missing file is named
+        weights = [found for part in (TEXT_1, TEXT_2) for found in _part_hashes(files.checkpoint, part)]  # a missing file is named
         vocabularies = find_vocabularies(files.checkpoint, files.tokenizer, files.tokenizer_cache_dir)
         ids = (sorted(vocabulary.ids.items()) for vocabulary in vocabularies)
         return digest([*weights, *ids, files.tokens, files.weighted_captions])

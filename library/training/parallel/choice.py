@@ -9,16 +9,16 @@ from library.core.options import OptionError
 from library.data.dataset import TrainingData
 from library.models.architecture import Architecture
 from library.training.distributed import DistributedOptions
-from library.training.parallel import deepspeed, fsdp
-from library.training.parallel.deepspeed import ZeroEngine
+from library.training.parallel import fsdp, zero
 from library.training.parallel.engine import Engine
 from library.training.parallel.fsdp import ShardedEngine
+from library.training.parallel.zero import ZeroEngine
 from library.training.precision import PrecisionOptions
 
 
 def accelerator_arguments(options: OptionSet) -> dict[str, Any]:
-    """What `accelerate.Accelerator` is made with for the processes of a run. Raises `OptionError` as `deepspeed.plugin_of` does."""
-    plugin = deepspeed.plugin_of(options)
+    """What `accelerate.Accelerator` is made with for the processes of a run. Raises `OptionError` as `zero.plugin_of` does."""
+    plugin = zero.plugin_of(options)
     return {
         "mixed_precision": options[PrecisionOptions].mixed_precision if plugin is None else "no",  # see `ZeroEngine`
         "deepspeed_plugin": plugin,
@@ -28,7 +28,7 @@ def accelerator_arguments(options: OptionSet) -> dict[str, Any]:
 
 def engine_of(accelerator: Accelerator, options: OptionSet) -> Engine:
     """The engine of the processes there are."""
-    if deepspeed.is_asked(options[DistributedOptions]):
+    if zero.is_asked(options[DistributedOptions]):
         return ZeroEngine(accelerator, options[PrecisionOptions].weight_dtype)
     if accelerator.num_processes > 1 and fsdp.is_asked():
         return ShardedEngine(accelerator)

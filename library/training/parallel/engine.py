@@ -1,6 +1,6 @@
 """What differs from engine to engine in a training step: how the model is prepared, and how gradients go from rank to rank.
 
-This is the engine of one process and of accelerate's DDP; `fsdp.py` and `deepspeed.py` hold those that share out weights.
+This is the engine of one process and of accelerate's DDP; `fsdp.py` and `zero.py` hold those that share out weights.
 """
 
 import math

@@ -16,7 +16,7 @@ from small_family import SmallFamily
 from library.core.options import OptionError
 from library.training.distributed import DistributedOptions
 from library.training.parallel.choice import accelerator_arguments
-from library.training.parallel.deepspeed import ZeroEngine, plugin_of
+from library.training.parallel.zero import ZeroEngine, plugin_of
 
 needs_deepspeed = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
@@ -73,7 +73,7 @@ def test_a_disk_without_a_folder_is_refused() -> None:
 def test_without_the_package_the_command_that_installs_it_is_named(
     sdxl: SmallFamily, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("library.training.parallel.deepspeed.find_spec", lambda name: None)
+    monkeypatch.setattr("library.training.parallel.zero.find_spec", lambda name: None)
     with pytest.raises(OptionError, match="pip install deepspeed"):
         plugin_of(sdxl.options(images, tmp_path, "--deepspeed"))
 

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, cast
 
@@ -161,10 +162,8 @@ class ZeroEngine(Engine):
         if self.stage < 3:
             yield
             return
-        import deepspeed
-
         network = cast(TrainingModel, cast(Any, model).module).network
-        with deepspeed.zero.GatheredParameters(list(network.parameters())):
+        with import_module("deepspeed").zero.GatheredParameters(list(network.parameters())):
             yield
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -181,12 +180,11 @@ def _let_models_be_built() -> None:
 
 def _tell_of_adapters(network: nn.Module) -> None:
     """Let the weights of adapters be here when their layers compute: it is the layers' forward that uses them, not their own."""
-    import deepspeed
-
+    register = import_module("deepspeed").zero.register_external_parameter
     for adapter in network.modules():
         if isinstance(adapter, Adapter):
             for parameter in adapter.parameters():
-                deepspeed.zero.register_external_parameter(adapter.layer, parameter)
+                register(adapter.layer, parameter)
 
 
 def _is_on(section: Any) -> bool:
