@@ -19,9 +19,9 @@ from library.training.caching import cache_latents, cache_text
 from library.training.memory.options import MemoryOptions
 from library.training.precision import PrecisionOptions
 from library.training.prepare import load_data, load_models, make_accelerator, resolved_seed
-from library.training.progress import LogOptions
 from library.training.retired import refused_options
 from library.training.run import RunOptions, option_groups
+from library.training.tracking.options import LogOptions
 
 logger = get_logger(__name__)
 What = Literal["latents", "text"]

@@ -9,7 +9,6 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from library.core.log import ROOT_LOGGER
-from library.training.tracking.options import LogOptions as LogOptions
 
 
 class _Bar(tqdm):

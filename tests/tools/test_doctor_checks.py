@@ -45,7 +45,7 @@ def test_packages_as_pinned_are_well(tmp_path: Path) -> None:
 
 
 def test_variables_that_matter_are_named_and_tokens_are_not_shown() -> None:
-    finding = software._environment({"HF_TOKEN": "hf_secret", "WANDB_API_KEY": "k3y", "OMP_NUM_THREADS": "4", "HOME": "/home/me"})
+    finding = software._environment({"HF_TOKEN": "hf_secret", "WANDB_API_KEY": "k3y", "OMP_NUM_THREADS": "4", "HOME": "mine"})
     assert finding.text == "HF_TOKEN=***, OMP_NUM_THREADS=4, WANDB_API_KEY=***"
 
 
