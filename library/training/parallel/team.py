@@ -28,6 +28,7 @@ EXIT_PEER_FAILED = 76  # EX_PROTOCOL of sysexits.h, "remote error in protocol": 
 PATIENCE = 300.0  # seconds without a sign of life, after which a rank is taken for dead
 BEAT = 1.0  # seconds from one sign of life to the next
 GRACE = 3.0  # seconds in which a rank that hears of another's failure may end by an error of its own
+LAST_WORDS = 2.0  # seconds for the failed rank to print its error: a launcher ends all processes as soon as the first of them is gone
 TOLD = 60.0  # seconds of waiting after which the log says for whom
 
 
@@ -58,7 +59,8 @@ class Team:
     def together(self) -> Iterator[None]:
         """Within it this rank gives signs of life, and an error of one rank ends all of them, each of which says whose it was.
 
-        A rank that waits in a collective cannot be woken: it ends with status `EXIT_PEER_FAILED` on the spot.
+        A rank that waits in a collective cannot be woken: its watch ends the process with status `EXIT_PEER_FAILED`,
+        after the failed rank has had the time to say why.
         """
         if self._store is None:
             yield
@@ -72,6 +74,7 @@ class Team:
             failed = self._report(error)
             if failed is not None:
                 _say(failed)
+                time.sleep(LAST_WORDS)
                 raise SystemExit(EXIT_PEER_FAILED) from error
             raise
         finally:
@@ -170,6 +173,7 @@ class Team:
                 with suppress(RuntimeError):
                     store.add("heard", 1)
                 _say(failed)
+                time.sleep(LAST_WORDS)
                 os._exit(EXIT_PEER_FAILED)
 
 
