@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from library.core.atomic import write_text
-from library.core.config_file import read_options, written_options
+from library.core.config_file import read_options, read_toml, written_options
 from library.core.log import ROOT_LOGGER
 from library.core.options import Declared, Given, OptionError, _build, _convert_into, declared, describe
 from library.core.secrets import keep_secret
@@ -63,11 +63,12 @@ def parse_command_line(
     about: str,
     refuse: Mapping[str, str] | None = None,
     presets: Mapping[str, Path] | None = None,
+    family: str | None = None,
 ) -> OptionSet:
     """Read `argv` into the groups.
 
     `refuse` maps retired or later options to the advice to give when they are used. `presets` are the files of `--preset` by name;
-    without them there is no such option.
+    without them there is no such option. `family`, where given, is what the lock file of `--reproduce` has to be of.
     Raises `OptionError` with all problems at once. Prints help and exits on `-h`; writes a file and exits on `--output_config`.
     """
     entries = {entry.name: entry for group in groups for entry in declared(group)}
@@ -80,7 +81,7 @@ def parse_command_line(
     preset, config, writes = own.pop("preset", None), own.pop("config_file", None), own.pop("output_config", False)
     on_line = [Given(name, value, entries[name].flags[0]) for name, value in own.items()]
     in_preset = read_options(_preset_file(preset, presets), "--preset", entries, refuse, problems) if preset is not None else []
-    in_lock = _locked(own["reproduce"], entries, refuse, problems) if "reproduce" in own else []
+    in_lock = _locked(own["reproduce"], family, entries, refuse, problems) if "reproduce" in own else []
     in_file = read_options(Path(config), "--config_file", entries, refuse, problems) if config is not None and not writes else []
     values: dict[str, Any] = {}
     for item in (*in_preset, *in_lock, *in_file, *on_line):
@@ -190,9 +191,12 @@ def _preset_file(given: str, presets: Mapping[str, Path]) -> Path:
     raise OptionError([f"--preset: {unknown(given, presets, 'preset')}; or give a TOML file of yours"])
 
 
-def _locked(given: str, entries: Mapping[str, Declared], refuse: Mapping[str, str], problems: list[str]) -> list[Given]:
+def _locked(given: str, family: str | None, entries: Mapping[str, Declared], refuse: Mapping[str, str], problems: list[str]) -> list[Given]:
     """The options of a lock file: those that were given then, and the defaults of then, of which one that is gone asks for nothing."""
     path = Path(given)
+    run = read_toml(path, "--reproduce")[0].get("run", {})
+    if family is not None and isinstance(run, dict) and run.get("family", family) != family:
+        raise OptionError([f"--reproduce {path}: a run of another family ({run['family']}, not {family}); use its own script"])
     defaults = read_options(path, "--reproduce", entries, refuse, [], "defaults")
     return [*defaults, *read_options(path, "--reproduce", entries, refuse, problems, "options")]
 

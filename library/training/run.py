@@ -76,7 +76,7 @@ def main(family: str, argv: list[str]) -> None:
     arch = architecture_named(family)
     about = f"Train a LoRA, LoHa or LoKr for {arch.title}."
     groups, script, refuse = option_groups(arch), f"{family}_train_network.py", refused_options(arch)
-    options = parse_command_line(groups, argv, prog=script, about=about, refuse=refuse, presets=presets(arch))
+    options = parse_command_line(groups, argv, prog=script, about=about, refuse=refuse, presets=presets(arch), family=family)
     if options[TimestepViewOptions].is_asked:
         show_only(arch, options)
     elif options[PlanOptions].is_asked:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
@@ -39,6 +40,15 @@ def test_the_page_shows_curves_previews_layers_data_configuration_and_environmen
     assert page.count('class="heat"') >= 3 and "input_blocks" in page and "epoch 2, step 6" in page
     assert page.count('src="data:image/jpeg') == 2 * 2 + 2, "two moments at two strengths, and two images of the dataset"
     assert "max_grad_norm" in page and "2.13.0" in page and "finished" in page and "lock file" not in page
+
+
+def test_a_star_tells_averaged_weights_from_those_of_the_same_step(output: Path) -> None:
+    assert "A star marks averaged weights" not in report(output)
+    shutil.copyfile(output / "net-000001.safetensors", output / "net-000001_ema.safetensors")
+    page = report(output)
+    labels = re.findall(r'<text class="x"[^>]*>([^<]*)<title>net-000001(_ema)? ', page)
+    assert labels and {bool(ema): label.endswith("*") for label, ema in labels} == {False: False, True: True}
+    assert "A star marks averaged weights" in page
 
 
 def test_the_page_needs_nothing_from_elsewhere(output: Path) -> None:

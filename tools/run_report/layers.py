@@ -13,6 +13,7 @@ from networks.open_file import open_adapter
 from tools.run_report.charts import number_text
 from tools.run_report.pictures import spread_over
 
+AVERAGED = "_ema"  # how the names of files with averaged weights end
 MOST_FILES = 12
 FEW_ROWS = 40  # more layers than that are told by their blocks first
 ROW, CELL, BAR = 17, 34, 150  # sizes in the picture
@@ -121,12 +122,14 @@ def _maps(found: Sequence[SavedNorms]) -> str:
     about = (
         "Shown is the root mean square of the change of a layer's weights: the stronger the colour, the further. The bar is the last file."
     )
+    if any(norms.title.endswith(AVERAGED) for norms in found):
+        about += " A star marks averaged weights."
     return f'<p>{about}</p><div class="maps">{shown}</div>'
 
 
 def _of_part(part: str, places: Sequence[tuple[str, str]], found: Sequence[SavedNorms]) -> str:
     """The map of a part's layers; of many, that of their blocks, and of the layers folded."""
-    columns = [(f"{norms.step:,}" if norms.step else norms.title[-5:], f"{norms.title} (step {norms.step})") for norms in found]
+    columns = [(_label(norms), f"{norms.title} (step {norms.step})") for norms in found]
     title = f"<h3>{escape(part)} <small>{len(places)} layers; columns are the steps of saved files</small></h3>"
     by_layer = heat_map(columns, [(path, [norms.layers.get((part, path)) for norms in found]) for _, path in places])
     by_layer = f'<div class="wide">{by_layer}</div>'
@@ -136,6 +139,12 @@ def _of_part(part: str, places: Sequence[tuple[str, str]], found: Sequence[Saved
     names = list(dict.fromkeys(blocks[place] for place in places))
     by_block = heat_map(columns, [(name, [_together(norms, (part, name)) for norms in found]) for _, name in names])
     return f'<div>{title}<div class="wide">{by_block}</div><details><summary>Every layer</summary>{by_layer}</details></div>'
+
+
+def _label(norms: SavedNorms) -> str:
+    """The step of a file, of averaged weights with a star; the end of its name where it tells no step."""
+    label = f"{norms.step:,}" if norms.step else norms.title.removesuffix(AVERAGED)[-5:]
+    return f"{label}*" if norms.title.endswith(AVERAGED) else label
 
 
 def _together(norms: SavedNorms, block: tuple[str, str]) -> Change | None:

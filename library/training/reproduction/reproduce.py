@@ -104,8 +104,6 @@ def refusals(lock: Lock, options: OptionSet, folder: Path) -> list[str]:
     if chosen.reproduce is None:
         return []
     then = Lock.read(chosen.reproduce)
-    if then.run.get("family") != lock.run["family"]:
-        return [f"--reproduce {chosen.reproduce}: a run of another family ({then.run.get('family')}); use its script"]
     problems = []
     if (folder / LOCK).exists() and chosen.reproduce.exists() and (folder / LOCK).samefile(chosen.reproduce):
         problems.append(f"--reproduce {chosen.reproduce}: this run would be written over that one; give another --output_dir")

@@ -19,7 +19,7 @@ from library.training.reproduction.inputs import Input, inputs_of
 from library.training.reproduction.lock import Lock, without_secrets, write_lock
 from library.training.reproduction.reproduce import ReproduceOptions, input_differences, keep_lock, lock_of, refusals
 from library.training.retired import refused_options
-from library.training.run import option_groups
+from library.training.run import main, option_groups
 
 
 def options_of(family: SmallFamily, *argv: str) -> OptionSet:
@@ -88,6 +88,12 @@ def test_a_file_that_is_no_lock_is_refused_by_name(family: SmallFamily, tmp_path
     path.write_text("learning_rate = 1\n")
     with pytest.raises(ValueError, match=r"--reproduce .*run.toml: has no \[defaults\]; give the lock.toml of a run"):
         options_of(family, "--reproduce", str(path))
+
+
+def test_a_lock_of_another_family_is_refused_before_its_options_are_read(lock: Lock, family: SmallFamily, tmp_path: Path) -> None:
+    other = replace(lock, run=lock.run | {"family": "another"}, options={"an_option_of_theirs": 1})
+    with pytest.raises(OptionError, match=rf"a run of another family \(another, not {family.arch.name}\); use its own script"):
+        main(family.arch.name, ["--reproduce", str(write_lock(other, tmp_path, resumes=False))])
 
 
 def test_reproduce_in_a_config_file_is_refused(family: SmallFamily, tmp_path: Path) -> None:
