@@ -23,7 +23,7 @@ def teams(monkeypatch: pytest.MonkeyPatch) -> tuple[Team, Team]:
     made = []
     for rank in range(2):
         monkeypatch.setattr(Team, "_made", 0)
-        made.append(Team(rank, 2, store, patience=0.3))
+        made.append(Team(rank, 2, store, patience=1.0))
     return made[0], made[1]
 
 
@@ -82,7 +82,7 @@ def test_a_slow_rank_that_gives_signs_is_waited_for_beyond_the_patience(teams: t
     beats.start()
 
     def slow() -> None:
-        time.sleep(0.8)
+        time.sleep(2.5)
         teams[1].meet("caches")
 
     found = both(lambda: teams[0].meet("caches"), slow)
@@ -157,10 +157,10 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from library.training.parallel.team import Team
 
-accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=3))])
+accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=8))])
 team = Team.of(accelerator, patience=4)
 with team.together():
-    time.sleep(7 * accelerator.process_index)  # its share of a cache
+    time.sleep(12 * accelerator.process_index)  # its share of a cache
     team.meet("caches")
     total = accelerator.reduce(torch.ones(()), "sum")
 (Path(sys.argv[1]) / f"rank-{accelerator.process_index}").write_text(str(float(total)))
