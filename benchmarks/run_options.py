@@ -30,6 +30,7 @@ from library.models.architecture import architecture_named
 from library.training import run
 from tools.demo import MODELS, make_dataset
 
+THREADS = 1
 STEPS, WARM = 20, 5
 NETWORKS: dict[str, tuple[str, ...]] = {
     "LoRA": ("networks.lora",),
@@ -84,7 +85,7 @@ def cases(families: Sequence[str]) -> Iterator[Case]:
 
 def measured(case: Case, folder: str) -> Row:
     """Train a little and measure; the last step is made under the profiler and not timed."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
     arch = architecture_named(case.family)
     argv = [
         *MODELS[case.family], "--dataset_config", f"{folder}/dataset.toml", "--output_dir", f"{folder}/out", "--network_dim", "8",
@@ -152,7 +153,7 @@ def main(argv: Sequence[str]) -> None:
             for case in cases(options.family):
                 rows.append(processes.submit(measured, case, scratch).result())
                 print(case, rows[-1].refused, file=sys.stderr, flush=True)
-                facts = {"machine": machine("cpu"), "rows": [asdict(row) for row in rows]}
+                facts = {"machine": machine("cpu") | {"threads": THREADS}, "rows": [asdict(row) for row in rows]}
                 options.output.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     print(report(rows))
 
