@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -76,12 +77,13 @@ def _folders(data: TrainingData) -> Iterator[tuple[str, Input]]:
     """An input for each folder of images or metadata file, training and validation apart."""
     sources = {"": data} | ({"validation ": data.validation} if data.validation is not None else {})
     for role, source in sources.items():
-        for number, dataset in enumerate(source.datasets):
-            for index, subset in enumerate(dataset.subsets):
-                own = [image for image in source.images if (image.dataset, image.subset) == (number, index)]
-                if own:
-                    name = f"{IMAGES}:{role}{number + 1}.{index + 1}"
-                    yield name, Input(place=subset.name, images=len(own), digest=_images_digest(own))
+        folders: dict[tuple[int, int], list[ImageEntry]] = defaultdict(list)
+        for image in source.images:
+            folders[image.dataset, image.subset].append(image)
+        for (dataset, subset), own in sorted(folders.items()):
+            name = f"{IMAGES}:{role}{dataset + 1}.{subset + 1}"
+            place = source.datasets[dataset].subsets[subset].name
+            yield name, Input(place=place, images=len(own), digest=_images_digest(own))
 
 
 def _images_digest(images: Sequence[ImageEntry]) -> str:
