@@ -197,7 +197,7 @@ class LoKr(Adapter):
 
     @property
     def has_ranks(self) -> bool:
-        return super().has_ranks and self.split.rank2 is not None
+        return self.shape.groups == 1 and self.split.rank2 is not None
 
     def overlap(self, weight: Tensor, axis: dora.Axis) -> dora.Overlap:
         return dora.overlap_of_kronecker(*self.whole_factors(), weight, axis)

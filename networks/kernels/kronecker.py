@@ -23,6 +23,7 @@ from networks.kernels.products import (
     KEPT_SHARE,
     NO_BASE,
     Base,
+    as_output,
     as_rows,
     base_input_gradient,
     cast,
@@ -186,7 +187,7 @@ class _RankedConvolution(torch.autograd.Function):
             hidden, _inner = _slid(_split(images, _count(mixer, 2)), kernels, shape)  # (N * B, r, *positions)
             delta = shape.mix(_mixed(mixer * scale, hidden), up)  # (N * A, C, *positions)
             y = _onto_base(images, weight, bias, shape, delta)
-        return y.to(x.dtype)
+        return as_output(y, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -227,7 +228,7 @@ class _WholeConvolution(torch.autograd.Function):
             blocks, one = _split(images, _count(mixer, 2)), shape.ungrouped
             delta = one.apply(_mixed(mixer, blocks), kernel) if mixes_first else _mixed(mixer, one.apply(blocks, kernel))
             y = _onto_base(images, weight, bias, shape, delta)
-        return y.to(x.dtype)
+        return as_output(y, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -20,6 +20,7 @@ from networks.kernels.products import (
     KEPT_SHARE,
     NO_BASE,
     Base,
+    as_output,
     as_rows,
     base_input_gradient,
     cast,
@@ -121,7 +122,7 @@ class _Convolved(torch.autograd.Function):
         is_small = not torch.compiler.is_compiling() and hidden.numel() <= KEPT_SHARE * x.numel()
         ctx.save_for_backward(x, weight, hidden if is_small else None, *factors)
         ctx.scale, ctx.shape = scale, shape
-        return y.to(x.dtype)
+        return as_output(y, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

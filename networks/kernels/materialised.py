@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from networks.kernels.products import NO_BASE, Base, cast, convolved, joined_product, like, run, without_autocast, working_dtype
+from networks.kernels.products import NO_BASE, Base, as_output, cast, convolved, joined_product, like, run, without_autocast, working_dtype
 from networks.kernels.triton.hadamard import hadamard_gradients, hadamard_weight
 from networks.layers import LayerShape
 
@@ -169,7 +169,7 @@ class _Linear(torch.autograd.Function):
                 write(y, 0.0 if bias is None else 1.0)
             else:
                 y = joined_product(rows, weight, bias, out, write)
-        return y.to(x.dtype)
+        return as_output(y, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -203,11 +203,11 @@ class _Convolved(torch.autograd.Function):
             images, *wide = cast(dtype, x, *factors)
             bias = None if bias is None else bias.to(dtype)
             if weight is not None and dtype.itemsize >= 4:
-                return shape.apply(images, _whole(formula, wide, scale, shape, x, weight.to(dtype)), bias).to(x.dtype)
+                return as_output(shape.apply(images, _whole(formula, wide, scale, shape, x, weight.to(dtype)), bias), x.dtype)
             y = shape.apply(images, _whole(formula, wide, scale, shape, x))
             if weight is not None:
                 y += shape.apply(images, weight.to(dtype), bias)
-        return y.to(x.dtype)
+        return as_output(y, x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

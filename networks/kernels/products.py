@@ -102,6 +102,16 @@ def from_rows(rows: Tensor, x: Tensor) -> Tensor:
     return y if torch._C._are_functorch_transforms_active() else y.detach()
 
 
+def as_output(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """What an autograd function made, in the dtype that it returns.
+
+    Under torch 2.11's compiler no gradient reaches a function whose output is what an in-place operation or an idle cast gave back
+    (found by trying; 2.13's is right): there it becomes a tensor of its own.
+    """
+    y = y if y.dtype == dtype else y.to(dtype)
+    return y.detach() if torch.compiler.is_compiling() and not torch._C._are_functorch_transforms_active() else y
+
+
 def like(factors: list[Tensor], gradients: list[Tensor]) -> list[Tensor]:
     """Gradients in the shapes and dtypes of the stored factors."""
     return [
@@ -192,12 +202,12 @@ class _Sum(torch.autograd.Function):
         with without_autocast(x):
             if shape.kernel:
                 y = shape.apply(x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)) + delta
-                return y.to(x.dtype)
+                return as_output(y, x.dtype)
             rows = delta.reshape(-1, delta.shape[-1]).to(dtype)
             y = joined_product(
                 x.reshape(-1, x.shape[-1]).to(dtype), weight, bias, delta.shape[-1], lambda y, beta: y.add_(rows) if beta else y.copy_(rows)
             )
-        return y.to(x.dtype).view(delta.shape)
+        return as_output(y, x.dtype).view(delta.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:

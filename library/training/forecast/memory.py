@@ -262,7 +262,11 @@ class _Swapped:
 
 
 def _stand_ins(arch: Architecture, model_options: Any, dtype: torch.dtype) -> Models:
-    models = arch.outlined(model_options)
+    with (
+        unset_fake_temporarily(),
+        torch.autocast("cpu", enabled=False),
+    ):  # torch 2.11 cannot put fakes on the meta device as accelerate does
+        models = arch.outlined(model_options)
     stand_in(models.denoiser, dtype)
     for encoder in models.text_encoders:
         stand_in(encoder, dtype)
