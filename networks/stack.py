@@ -40,7 +40,7 @@ class Stack:
         base = self._base(input.dtype if dtype is None else None) if active and not args and not kwargs else None
         if base is not None and len(active) == 1 and active[0].is_direct:
             x, only = input if dtype is None or dtype == input.dtype else input.to(dtype), active[0]
-            return only.delta(x, base if only.multiplier == 1 else base._replace(multiplier=only.multiplier))
+            return only.delta(x, base if only.multiplier == 1 else Base(base.weight, base.bias, only.multiplier))
         if base is None or any(adapter.extras.magnitude for adapter in active):
             return self._added(active, self.base_forward(input, *args, **kwargs), input)
         return self._summed(active, base, input, input.dtype if dtype is None else dtype)

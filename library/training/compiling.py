@@ -145,31 +145,34 @@ class Watch:
         self.recompiled = 0
         self._seen: set[Any] = set()
         self._graphs = 0
+        self._reasons: dict[Any, int] = {}
         denoiser.register_forward_pre_hook(self._begins, with_kwargs=True)
         denoiser.register_forward_hook(self._ends, with_kwargs=True)
 
     def _begins(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._graphs = _graphs()
+        self._reasons = {code: len(reasons) for code, reasons in torch._dynamo.utils.guard_failures.items()}
 
     def _ends(self, denoiser: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         kind = _kind((args, kwargs))
         count, self._graphs = _graphs() - self._graphs, _graphs()
-        if count and kind in self._seen and "multiplier" not in (reason := _last_reason()):
+        reasons = self._new_reasons()
+        if count and kind in self._seen and not any("multiplier" in reason for reason in reasons):
             self.recompiled += count
+            reason = reasons[-1].splitlines()[0] if reasons else "a graph of its own was needed"
             logger.warning("--compile: %d graphs were compiled again for a shape that was seen before: %s", count, reason)
         self._seen.add(kind)
+
+    def _new_reasons(self) -> list[str]:
+        """Why torch compiled in this pass: the guards that failed."""
+        failures = torch._dynamo.utils.guard_failures.items()
+        return [str(reason) for code, reasons in failures for reason in reasons[self._reasons.get(code, 0) :]]
 
 
 def _graphs() -> int:
     """How many graphs torch has compiled in this process."""
     counters = cast(dict[str, Counter[str]], torch._dynamo.utils.counters)
     return counters["stats"]["unique_graphs"]
-
-
-def _last_reason() -> str:
-    """Why torch compiled the last graph: the guard that failed."""
-    failures = [reasons for reasons in torch._dynamo.utils.guard_failures.values() if reasons]
-    return str(failures[-1][-1]).splitlines()[0] if failures else "a graph of its own was needed"
 
 
 def _kind(given: Any) -> Any:

@@ -186,7 +186,7 @@ def add_base(x: Tensor, base: Base, delta: Tensor, shape: LayerShape) -> Tensor:
     """A delta of any origin and float dtype on the base's output for `x`, in the dtype of `x`; its strength is applied here."""
     delta = delta if base.multiplier == 1 else delta * base.multiplier
     if shape.kernel and not shape.batch_of(x):
-        return add_base(x.unsqueeze(0), base._replace(multiplier=1.0), delta.unsqueeze(0), shape).squeeze(0)
+        return add_base(x.unsqueeze(0), Base(base.weight, base.bias), delta.unsqueeze(0), shape).squeeze(0)
     x, shape = shape.padded(x)
     return run(_Sum, x, delta, base.weight, base.bias, shape)
 

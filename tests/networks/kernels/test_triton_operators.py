@@ -10,6 +10,7 @@ import torch
 from interpreting import interpreted
 from torch import Tensor
 
+from networks.kernels.products import as_output
 from networks.kernels.triton.hadamard import hadamard_gradients, hadamard_weight
 from networks.kernels.triton.linear import extended_linear, extended_linear_input_gradient, extended_linears
 from networks.kernels.triton.machine import can_read, is_new_enough
@@ -71,7 +72,7 @@ class Everything(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, *factors: Tensor) -> Tensor:
         ctx.save_for_backward(x, *factors)
-        return everything(*factors, x)
+        return as_output(everything(*factors, x), x.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
