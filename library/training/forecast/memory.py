@@ -262,10 +262,8 @@ class _Swapped:
 
 
 def _stand_ins(arch: Architecture, model_options: Any, dtype: torch.dtype) -> Models:
-    with (
-        unset_fake_temporarily(),
-        torch.autocast("cpu", enabled=False),
-    ):  # torch 2.11 cannot put fakes on the meta device as accelerate does
+    # accelerate's empty weights cannot be made of torch 2.11's fakes
+    with unset_fake_temporarily(), torch.autocast("cpu", enabled=False):
         models = arch.outlined(model_options)
     stand_in(models.denoiser, dtype)
     for encoder in models.text_encoders:
