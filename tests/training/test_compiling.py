@@ -169,10 +169,12 @@ def test_a_second_graph_for_the_same_shape_is_said_with_its_reason(
 ) -> None:
     counts = iter([0, 1, 1, 1, 1, 1, 1, 2, 2])
     monkeypatch.setattr(compiling, "_graphs", lambda: next(counts))
-    monkeypatch.setattr(compiling, "_last_reason", lambda: "0/0: a guard failed")
+    failures = {"code": [], "other code": ["1/0: long before"]}
+    monkeypatch.setattr(torch._dynamo.utils, "guard_failures", failures)
     said: list[str] = []
     monkeypatch.setattr(compiling.logger, "warning", lambda message, *values: said.append(message % values))
     layer = nn.Linear(2, 2)
+    layer.register_forward_hook(lambda *given: failures["code"].append("0/0: a guard failed"))
     watch = Watch(layer)
     for _ in range(3):
         layer(torch.ones(1, 2))
