@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from library.core.tensor_file import read_header
+from library.training.optimizing.average import AVERAGED
 from networks.open_file import open_adapter
 from tools.run_report.charts import number_text
 from tools.run_report.pictures import spread_over
 
-AVERAGED = "_ema"  # how the names of files with averaged weights end
 MOST_FILES = 12
 FEW_ROWS = 40  # more layers than that are told by their blocks first
 ROW, CELL, BAR = 17, 34, 150  # sizes in the picture

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from library.training.optimizing.average import AVERAGED
 from library.training.reproduction.lock import LOCK, RESUMED, Lock
 
 LOG = "log.jsonl"
@@ -196,7 +197,7 @@ def _is_older(path: Path, log: Log) -> bool:
 def _is_of(path: Path, name: str) -> bool:
     """Is a file one of the run's: the final one, an epoch's, a step's, or the average beside one of them?"""
     starts = {name} | ({"epoch", "at"} if name == "last" else set())
-    pattern = rf"({'|'.join(map(re.escape, sorted(starts)))})(-\d{{6}}|-step\d{{8}})?(_ema)?\.safetensors"
+    pattern = rf"({'|'.join(map(re.escape, sorted(starts)))})(-\d{{6}}|-step\d{{8}})?({AVERAGED})?\.safetensors"
     return re.fullmatch(pattern, path.name) is not None
 
 

@@ -18,6 +18,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from library.core.options import option
 from library.training.optimizing.averaging import is_schedule_free
 
+AVERAGED = "_ema"  # how the name of a file with averaged weights ends
+
 
 @dataclass(kw_only=True, frozen=True)
 class AverageOptions:
@@ -109,4 +111,4 @@ def average_shown(average: WeightAverage | None) -> AbstractContextManager[None]
 
 def averaged_file(file: Path) -> Path:
     """Where the averaged weights of a saved file stand: `<name>_ema.safetensors` beside it."""
-    return file.with_stem(f"{file.stem}_ema")
+    return file.with_stem(f"{file.stem}{AVERAGED}")

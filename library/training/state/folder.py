@@ -17,6 +17,7 @@ from typing import Any, Literal
 from library.core.atomic import sync_folder, write_text
 from library.core.file_hash import file_sha256
 from library.core.log import get_logger
+from library.training.optimizing.average import AVERAGED
 
 logger = get_logger(__name__)
 
@@ -186,7 +187,7 @@ class StateNames:
     def owns_part(self, name: str) -> bool:
         """Is this the name of a network file of such a run that was being written (see `core.atomic.staged`)?"""
         last, epoch, step = (re.escape(self._name or other) for other in ("last", "epoch", "at"))
-        stem = rf"(?:{last}|{epoch}-\d{{6,}}|{step}-step\d{{8,}})(?:_ema)?"
+        stem = rf"(?:{last}|{epoch}-\d{{6,}}|{step}-step\d{{8,}})(?:{AVERAGED})?"
         return re.fullmatch(rf"\.{stem}\.safetensors\.[0-9a-f]{{8}}\.part", name) is not None
 
     def all(self) -> list[Path]:
